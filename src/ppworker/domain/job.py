@@ -1,0 +1,164 @@
+"""Decides what becomes of a job: its states, its legal edges, and the rule for each outcome."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from ppworker.domain import retry
+
+
+class Status(StrEnum):
+    """Public status of a job; the finer reason stands beside it."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+LIVE = (Status.PENDING, Status.PROCESSING)
+TERMINAL = (Status.COMPLETED, Status.FAILED)
+
+EDGES: dict[tuple[Status | None, Status], tuple[str, ...]] = {
+    (None, Status.PENDING): ("planned",),
+    (Status.PENDING, Status.PROCESSING): ("claimed",),
+    (Status.PROCESSING, Status.COMPLETED): ("finished",),
+    (Status.PROCESSING, Status.PENDING): (
+        "transient_error",
+        "snoozed",
+        "released",
+        "rescued",
+        "input_changed",
+    ),
+    (Status.PROCESSING, Status.FAILED): ("exhausted", "permanent_error", "crashed", "cancelled"),
+    (Status.PENDING, Status.FAILED): ("cancelled", "predecessor_failed"),
+    (Status.FAILED, Status.PENDING): ("retried",),
+}
+"""Every legal edge and the causes that may take it; anything else is a bug."""
+
+MAX_CRASHES = 3
+"""Deaths of its model that a job may cause before it is failed for good."""
+
+NO_INPUT = "no_input"
+"""Reason of a text job that found no text on its item; revived with its predecessor."""
+
+PREDECESSOR_FAILED = "predecessor_failed"
+"""Reason of a job stopped because an earlier one of its item failed; revived with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What the rule needs to know of a job whose attempt has just ended."""
+
+    attempts: int
+    """Attempts started, this one among them."""
+    max_attempts: int
+    crash_count: int = 0
+    rerun_requested: bool = False
+    """Somebody planned onto the live job: its input is not what the model saw."""
+    input_changed: bool = False
+    """The item's input revision differs from the one recorded at the claim."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one attempt ended, before anybody decided what follows.
+
+    ``kind`` is ``answered``, ``error``, ``released`` (graceful stop, nothing ran to its end) or
+    ``lease_expired`` (found by a sweep).
+    """
+
+    kind: Literal["answered", "error", "released", "lease_expired"]
+    code: str = ""
+    message: str = ""
+    retryable: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """What to do about an outcome; SQL adds ``delay_s`` to the database's clock."""
+
+    to: Status
+    cause: str
+    """One of the causes of ``EDGES`` for this edge."""
+    reason: str = ""
+    """Stable word shown beside the status (an error code, for instance)."""
+    error: str = ""
+    delay_s: float = 0.0
+    attempts: int = 0
+    """Value to store: refunds and fresh budgets are already worked in."""
+    crash_count: int = 0
+    keep_result: bool = False
+    """Whether the answer is written together with this edge."""
+
+
+def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
+    """Tell what becomes of a processing job.
+
+    Args:
+        attempt: the job's counters as read under its lock.
+        outcome: how the attempt ended.
+        jitter: a number in [0, 1) that spreads retries.
+    """
+    if attempt.rerun_requested or attempt.input_changed:
+        return Transition(to=Status.PENDING, cause="input_changed", reason="input_changed")
+    if outcome.kind == "answered":
+        return Transition(
+            to=Status.COMPLETED,
+            cause="finished",
+            attempts=attempt.attempts,
+            crash_count=attempt.crash_count,
+            keep_result=True,
+        )
+    if outcome.kind == "released":
+        return Transition(
+            to=Status.PENDING,
+            cause="released",
+            reason="released",
+            attempts=max(attempt.attempts - 1, 0),
+            crash_count=attempt.crash_count,
+        )
+    if outcome.kind == "lease_expired":
+        return _again(attempt, outcome, cause="rescued", jitter=jitter)
+    if outcome.retry_after_s is not None:
+        return Transition(
+            to=Status.PENDING,
+            cause="snoozed",
+            reason=outcome.code,
+            error=outcome.message,
+            delay_s=outcome.retry_after_s,
+            attempts=max(attempt.attempts - 1, 0),
+            crash_count=attempt.crash_count,
+        )
+    if not outcome.retryable:
+        return _fail(attempt, outcome, cause="permanent_error", crashes=attempt.crash_count)
+    return _again(attempt, outcome, cause="transient_error", jitter=jitter)
+
+
+def _again(attempt: Attempt, outcome: Outcome, *, cause: str, jitter: float) -> Transition:
+    crashes = attempt.crash_count + (outcome.code == "crash")
+    if crashes >= MAX_CRASHES:
+        return _fail(attempt, outcome, cause="crashed", crashes=crashes)
+    if attempt.attempts >= attempt.max_attempts:
+        return _fail(attempt, outcome, cause="exhausted", crashes=crashes)
+    return Transition(
+        to=Status.PENDING,
+        cause=cause,
+        reason=outcome.code or cause,
+        error=outcome.message,
+        delay_s=retry.backoff_s(attempt.attempts, jitter=jitter),
+        attempts=attempt.attempts,
+        crash_count=crashes,
+    )
+
+
+def _fail(attempt: Attempt, outcome: Outcome, *, cause: str, crashes: int) -> Transition:
+    return Transition(
+        to=Status.FAILED,
+        cause=cause,
+        reason=outcome.code or cause,
+        error=outcome.message,
+        attempts=attempt.attempts,
+        crash_count=crashes,
+    )

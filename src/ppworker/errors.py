@@ -1,0 +1,128 @@
+"""Every error ppworker raises on purpose.
+
+PpworkerError
+├─ ConfigurationError            start-up cannot go on; the command exits 2
+├─ RequestError                  the caller's doing; names the field and the remedy
+│  ├─ NotFound
+│  ├─ Conflict
+│  └─ Invalid
+├─ RunnerError                   this attempt's doing; carries code, retryable, retry_after_s
+│  ├─ RunnerTimeout · RunnerOverloaded · RunnerUnavailable · RunnerCrashed     retryable
+│  └─ UnreadableInput · UnsupportedMedia · BadResponse                         not
+├─ LeaseLost                     another attempt owns the job; stop quietly
+└─ StoreUnavailable              the database is away; back off, keep the process
+"""
+
+
+class PpworkerError(Exception):
+    """Something ppworker knows how to name went wrong."""
+
+
+class ConfigurationError(PpworkerError):
+    """The process cannot start as configured; the message names the setting and the remedy."""
+
+
+class RequestError(PpworkerError):
+    """The caller asked for something that cannot be done.
+
+    Attributes:
+        field: name of the input at fault, as the caller wrote it.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotFound(RequestError):  # noqa: N818  names of the error tree read as outcomes, not as classes
+    """The thing does not exist, or belongs to somebody else."""
+
+
+class Conflict(RequestError):  # noqa: N818
+    """The thing is in a state that forbids the request."""
+
+
+class Invalid(RequestError):  # noqa: N818
+    """The input breaks a rule."""
+
+
+class RunnerError(PpworkerError):
+    """A model gave no usable answer for one input or for a whole batch.
+
+    Attributes:
+        code: stable word for logs, metrics and the job's ``reason``.
+        retryable: whether the same input may succeed later.
+        retry_after_s: seconds the model asked us to wait, or None.
+    """
+
+    code = "model_error"
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retryable: bool | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        if retryable is not None:
+            self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
+
+class RunnerTimeout(RunnerError):  # noqa: N818
+    """The model did not answer before the deadline."""
+
+    code = "timeout"
+    retryable = True
+
+
+class RunnerOverloaded(RunnerError):  # noqa: N818
+    """The model asked to be left alone for a while (HTTP 429 or 503)."""
+
+    code = "overloaded"
+    retryable = True
+
+
+class RunnerUnavailable(RunnerError):  # noqa: N818
+    """The model cannot be loaded or reached now."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class RunnerCrashed(RunnerError):  # noqa: N818
+    """The process that held the model died while this input was in it."""
+
+    code = "crash"
+    retryable = True
+
+
+class UnreadableInput(RunnerError):  # noqa: N818
+    """The input is broken: no later attempt can read it."""
+
+    code = "unreadable_input"
+
+
+class UnsupportedMedia(RunnerError):  # noqa: N818
+    """The input is of a kind this model does not take."""
+
+    code = "unsupported_media"
+
+
+class BadResponse(RunnerError):  # noqa: N818
+    """The model's answer breaks the contract."""
+
+    code = "bad_response"
+
+
+class LeaseLost(PpworkerError):  # noqa: N818
+    """Another attempt owns the job now."""
+
+
+class StoreUnavailable(PpworkerError):  # noqa: N818
+    """PostgreSQL cannot be reached or refuses writes."""
