@@ -10,7 +10,9 @@ PpworkerError
 │  ├─ RunnerTimeout · RunnerOverloaded · RunnerUnavailable · RunnerCrashed     retryable
 │  └─ UnreadableInput · UnsupportedMedia · BadResponse                         not
 ├─ LeaseLost                     another attempt owns the job; stop quietly
+├─ StoreRefused                  PostgreSQL refused the data itself
 └─ StoreUnavailable              the database is away; back off, keep the process
+   └─ CommitUnknown              it went away during COMMIT: read before you repeat
 """
 
 
@@ -126,3 +128,11 @@ class LeaseLost(PpworkerError):  # noqa: N818
 
 class StoreUnavailable(PpworkerError):  # noqa: N818
     """PostgreSQL cannot be reached or refuses writes."""
+
+
+class StoreRefused(PpworkerError):  # noqa: N818
+    """PostgreSQL refused the data; no repetition of the same rows can succeed."""
+
+
+class CommitUnknown(StoreUnavailable):
+    """The connection was lost while COMMIT was in flight; it may or may not have happened."""

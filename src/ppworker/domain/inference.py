@@ -23,9 +23,10 @@ Kind = Literal["class", "bbox", "polygon", "keypoints", "span", "segment"]
 class Prediction:
     """One element of an inference.
 
-    ``geometry`` by kind: bbox ``{"box": [x1, y1, x2, y2]}`` and polygon ``{"points": [[x, y], ...]}``
-    in pixels of the upright image or rendered page, origin top left; span ``{"start": s, "end": e}``
-    half-open in Unicode code points of the item's text; segment the same in seconds; class None.
+    ``geometry`` by kind: bbox ``{"box": [x1, y1, x2, y2]}`` and polygon
+    ``{"points": [[x, y], ...]}`` in pixels of the upright image or rendered page, origin top left;
+    span ``{"start": s, "end": e}`` half-open in Unicode code points of the item's text; segment the
+    same in seconds; class None.
     """
 
     kind: Kind

@@ -39,6 +39,9 @@ EDGES: dict[tuple[Status | None, Status], tuple[str, ...]] = {
 MAX_CRASHES = 3
 """Deaths of its model that a job may cause before it is failed for good."""
 
+MAX_SNOOZE_S = 3600.0
+"""Longest wait that a model's Retry-After is granted, in seconds."""
+
 NO_INPUT = "no_input"
 """Reason of a text job that found no text on its item; revived with its predecessor."""
 
@@ -121,19 +124,28 @@ def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
         )
     if outcome.kind == "lease_expired":
         return _again(attempt, outcome, cause="rescued", jitter=jitter)
+    return _after_error(attempt, outcome, jitter=jitter)
+
+
+def _after_error(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
     if outcome.retry_after_s is not None:
-        return Transition(
-            to=Status.PENDING,
-            cause="snoozed",
-            reason=outcome.code,
-            error=outcome.message,
-            delay_s=outcome.retry_after_s,
-            attempts=max(attempt.attempts - 1, 0),
-            crash_count=attempt.crash_count,
-        )
+        return _snooze(attempt, outcome, outcome.retry_after_s)
     if not outcome.retryable:
         return _fail(attempt, outcome, cause="permanent_error", crashes=attempt.crash_count)
     return _again(attempt, outcome, cause="transient_error", jitter=jitter)
+
+
+def _snooze(attempt: Attempt, outcome: Outcome, retry_after_s: float) -> Transition:
+    return Transition(
+        to=Status.PENDING,
+        cause="snoozed",
+        reason=outcome.code or "snoozed",
+        error=outcome.message,
+        # In this order of arguments, a wait that is no number becomes 0.
+        delay_s=min(max(0.0, retry_after_s), MAX_SNOOZE_S),
+        attempts=max(attempt.attempts - 1, 0),
+        crash_count=attempt.crash_count,
+    )
 
 
 def _again(attempt: Attempt, outcome: Outcome, *, cause: str, jitter: float) -> Transition:

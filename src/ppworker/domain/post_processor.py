@@ -73,8 +73,10 @@ def plan_jobs(item: ItemFacts, processors: Iterable[PostProcessor]) -> list[Post
     """
     matched: list[PostProcessor] = []
     for processor in sorted(processors, key=lambda p: (p.order, p.id)):
-        if processor.enabled and _passes_filters(item, processor) and _can_read(
-            item, processor, matched
+        if (
+            processor.enabled
+            and _passes_filters(item, processor)
+            and _can_read(item, processor, matched)
         ):
             matched.append(processor)
     return matched
@@ -86,15 +88,15 @@ def ready_orders(matched: Sequence[PostProcessor]) -> int | None:
 
 
 def _passes_filters(item: ItemFacts, processor: PostProcessor) -> bool:
-    extension = item.extension.lower().lstrip(".") or ("txt" if not item.has_file else "")
-    if processor.file_types and extension not in processor.file_types:
+    extensions = {item.extension.lower().lstrip(".")}
+    if not item.has_file:
+        extensions.add("txt")  # whatever its name looks like
+    if processor.file_types and extensions.isdisjoint(processor.file_types):
         return False
     return not processor.splits or not item.split_names.isdisjoint(processor.splits)
 
 
-def _can_read(
-    item: ItemFacts, processor: PostProcessor, earlier: Sequence[PostProcessor]
-) -> bool:
+def _can_read(item: ItemFacts, processor: PostProcessor, earlier: Sequence[PostProcessor]) -> bool:
     if processor.reads != "text" and item.has_file:
         return any(fnmatchcase(item.media_type, pattern) for pattern in processor.media_types)
     if processor.reads == "file":

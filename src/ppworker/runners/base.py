@@ -30,6 +30,12 @@ class RunnerSpec:
     """Run in a child process, so that a crash or a hang costs one attempt and not the worker."""
     labels: tuple[str, ...] | None = None
     """Labels it can answer, None where they are open."""
+    thread_safe: bool = False
+    """Whether threads may share one instance; only asked of runners that are not isolated."""
+    needs: tuple[str, ...] = ()
+    """Top-level modules that ``load`` imports; they need not be installed to read the spec."""
+    extra: str = ""
+    """Extra of ppworker that brings ``needs``, for the message when they are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +62,11 @@ class RawAnswer:
 
 
 class Runner(Protocol):
-    """A model. Instances are built with the post-processor's ``runner_config`` as keywords."""
+    """A model. Instances are built with the post-processor's ``runner_config`` as keywords.
+
+    Building one only checks its keywords (``Invalid`` names the one at fault): it happens whenever
+    a post-processor is created. Model libraries are imported by ``load``.
+    """
 
     spec: RunnerSpec
 

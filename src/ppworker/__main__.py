@@ -1,0 +1,5 @@
+"""``python -m ppworker``."""
+
+from ppworker.cli import main
+
+main()

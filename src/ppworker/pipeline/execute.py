@@ -1,0 +1,205 @@
+"""One batch of one post-processor: claim, read, ask the model, finish. Read it top to bottom."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID, uuid4
+
+from ppworker.domain.answer import parse
+from ppworker.domain.apply import Target
+from ppworker.domain.events import JobMoved
+from ppworker.domain.job import NO_INPUT, Outcome, Status
+from ppworker.domain.post_processor import PostProcessor
+from ppworker.domain.text import clean_json
+from ppworker.errors import RunnerError
+from ppworker.pipeline import finish
+from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.label_cache import LabelCache
+from ppworker.runners.base import RawAnswer, RunnerInput
+from ppworker.store import datasets, items, jobs
+from ppworker.store.db import Tx
+
+
+class Predictor(Protocol):
+    """A loaded model, or one that loads itself when asked."""
+
+    def predict(
+        self, inputs: Sequence[RunnerInput], *, timeout_s: float
+    ) -> list[RawAnswer | RunnerError]:
+        """One answer or error per input, in order; never raises for a model's fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Jobs claimed together, and whether more may be due behind them."""
+
+    id: UUID
+    jobs: list[jobs.ClaimedJob]
+    is_full: bool
+
+    @property
+    def bound(self) -> jobs.Bound | None:
+        """Where the next claim may begin."""
+        last = self.jobs[-1] if self.jobs else None
+        return (last.priority, last.run_at, last.id) if last else None
+
+
+def claim(
+    deps: Deps, processor: PostProcessor, *, limit: int, behind: jobs.Bound | None
+) -> Batch:
+    """Lease up to ``limit`` due jobs in a transaction of its own.
+
+    With a bound, an answer that is not full is completed from the beginning of the queue, because
+    a job committed late may stand before the bound.
+    """
+    batch_id = uuid4()
+    halvings = math.ceil(math.log2(limit)) if limit > 1 else 0
+    deadline_s = processor.timeout_s * (1 + halvings) + deps.settings.lease_s
+
+    def ask(tx: Tx, n: int, behind: jobs.Bound | None) -> list[jobs.ClaimedJob]:
+        return jobs.claim(
+            tx,
+            processor.id,
+            reads=processor.reads,
+            worker_id=deps.worker_id,
+            batch_id=batch_id,
+            limit=n,
+            lease_s=deps.settings.lease_s,
+            deadline_s=deadline_s,
+            behind=behind,
+        )
+
+    def work(tx: Tx) -> list[jobs.ClaimedJob]:
+        if processor.concurrency_cap is not None:
+            jobs.lock_cap(tx, processor.id)
+            if jobs.count_batches(tx, processor.id) >= processor.concurrency_cap:
+                return []
+        claimed = ask(tx, limit, behind)
+        if behind is not None and len(claimed) < limit:
+            claimed += ask(tx, limit - len(claimed), None)
+        return claimed
+
+    claimed = deps.db.transact(work)
+    deps.emit(
+        [
+            JobMoved(
+                job_id=job.id,
+                item_id=job.item_id,
+                post_processor=processor.name,
+                attempt=job.attempts,
+                lease_token=job.lease_token,
+                source=Status.PENDING,
+                to=Status.PROCESSING,
+                cause="claimed",
+                seconds=job.waited_s,
+            )
+            for job in claimed
+        ]
+    )
+    return Batch(id=batch_id, jobs=claimed, is_full=len(claimed) == limit)
+
+
+def run(
+    deps: Deps, labels: LabelCache, processor: PostProcessor, model: Predictor, batch: Batch
+) -> finish.Report:
+    """Ask the model about every job of a batch and write what follows; no transaction is open
+    while the model runs."""
+    texts, multi_label = _read(deps, processor, batch.jobs)
+    inputs, ended = _inputs(deps, processor, batch.jobs, texts)
+    answers = model.predict([each for _, each in inputs], timeout_s=processor.timeout_s)
+    for (job, given), answer in zip(inputs, answers, strict=True):
+        target = Target(
+            multi_label=multi_label[job.version_id],
+            text=given.text,
+            width=job.width,
+            height=job.height,
+            page_count=job.page_count,
+            duration_s=job.duration_s,
+        )
+        ended.append(_ended(processor, job, answer, target))
+    return finish.finish(deps, labels, processor, ended)
+
+
+def _read(
+    deps: Deps, processor: PostProcessor, claimed: Sequence[jobs.ClaimedJob]
+) -> tuple[dict[UUID, str], dict[UUID, bool]]:
+    """Texts for a runner that reads them, and whether each version takes several labels."""
+    wanted = [
+        job.item_id
+        for job in claimed
+        if processor.reads == "text" or (processor.reads == "any" and job.content_sha256 is None)
+    ]
+    with deps.db.begin() as tx:
+        texts = items.read_texts(tx, wanted) if wanted else {}
+        multi_label = datasets.is_multi_label(tx, list({job.version_id for job in claimed}))
+    return texts, multi_label
+
+
+def _inputs(
+    deps: Deps,
+    processor: PostProcessor,
+    claimed: Sequence[jobs.ClaimedJob],
+    texts: Mapping[UUID, str],
+) -> tuple[list[tuple[jobs.ClaimedJob, RunnerInput]], list[finish.Ended]]:
+    """What the model gets, and the jobs that end without it because their input is not there."""
+    inputs: list[tuple[jobs.ClaimedJob, RunnerInput]] = []
+    ended: list[finish.Ended] = []
+    for job in claimed:
+        path = None
+        if processor.reads != "text" and job.content_sha256 is not None:
+            path = deps.blobs.path(job.content_sha256)
+        text = texts.get(job.item_id)
+        missing = _missing(processor, job, text)
+        if missing:
+            ended.append(finish.Ended(job=job, outcome=missing))
+            continue
+        given = RunnerInput(
+            key=str(job.id), name=job.item_name, media_type=job.media_type, path=path, text=text
+        )
+        inputs.append((job, given))
+    return inputs, ended
+
+
+def _missing(processor: PostProcessor, job: jobs.ClaimedJob, text: str | None) -> Outcome | None:
+    if processor.reads == "text" and text is None:
+        message = "the item has no text; a post-processor before this one was to write it"
+        return Outcome(kind="error", code=NO_INPUT, message=message)
+    if processor.reads == "file" and job.content_sha256 is None:
+        return Outcome(kind="error", code=NO_INPUT, message="the item has no file")
+    return None
+
+
+def _ended(
+    processor: PostProcessor, job: jobs.ClaimedJob, answer: RawAnswer | RunnerError, target: Target
+) -> finish.Ended:
+    if isinstance(answer, RunnerError):
+        return finish.Ended(job=job, outcome=_failure(answer))
+    raw, _ = clean_json(answer.raw)
+    try:
+        inference = parse(processor.model_type, raw)
+    except RunnerError as error:
+        return finish.Ended(job=job, outcome=_failure(error))
+    return finish.Ended(
+        job=job,
+        outcome=Outcome(kind="answered"),
+        answer=finish.Answer(
+            raw=json.dumps(raw, separators=(",", ":")),
+            model_version=answer.model_version,
+            inference=inference,
+            target=target,
+        ),
+    )
+
+
+def _failure(error: RunnerError) -> Outcome:
+    return Outcome(
+        kind="error",
+        code=error.code,
+        message=str(error)[:2000],
+        retryable=error.retryable,
+        retry_after_s=error.retry_after_s,
+    )
+
+

@@ -1,0 +1,517 @@
+"""Ends attempts: what each answer becomes, and the one transaction that writes a batch of them.
+
+The order inside the transaction is the protocol: items, jobs under their fence, labels; then reads
+that decide; then writes; then the readiness of successors. The number of statements does not
+depend on the size of the batch.
+"""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from ppworker.domain import replace as replace_rule
+from ppworker.domain import stats as stat_rule
+from ppworker.domain.apply import Applied, Draft, Target, apply
+from ppworker.domain.events import Event, JobMoved, LabelsCreated, LeaseRefused
+from ppworker.domain.inference import Inference
+from ppworker.domain.job import Attempt, Outcome, Status, Transition, decide
+from ppworker.domain.post_processor import PostProcessor, input_revision
+from ppworker.errors import CommitUnknown, StoreRefused, StoreUnavailable
+from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.label_cache import LabelCache
+from ppworker.store import annotations, items, jobs, labels, results, stats
+from ppworker.store.db import Tx
+from ppworker.store.ids import new_id
+
+_PATIENCE_S = 600.0
+"""How long an answer waits for PostgreSQL to come back; its fence decides whether it still counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A model's answer, read but not yet applied."""
+
+    raw: str
+    """JSON text, unchanged but for what PostgreSQL refuses."""
+    model_version: str
+    inference: Inference
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An attempt that is over, with its answer if it has one."""
+
+    job: jobs.ClaimedJob
+    outcome: Outcome
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a batch went."""
+
+    completed: int = 0
+    failed: int = 0
+    again: int = 0
+    """Back to pending, whatever the cause."""
+    lost: int = 0
+    """Dropped because the lease was somebody else's."""
+
+    def plus(self, other: "Report") -> "Report":
+        """Both together."""
+        return Report(
+            completed=self.completed + other.completed,
+            failed=self.failed + other.failed,
+            again=self.again + other.again,
+            lost=self.lost + other.lost,
+        )
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one transaction will write."""
+
+    moves: list[jobs.Move] = field(default_factory=list)
+    texts: dict[UUID, str] = field(default_factory=dict)
+    insert: list[annotations.NewAnnotation] = field(default_factory=list)
+    update: list[annotations.NewAnnotation] = field(default_factory=list)
+    delete: list[UUID] = field(default_factory=list)
+    answers: list[results.Result] = field(default_factory=list)
+    before: dict[UUID, Counter[UUID | None]] = field(default_factory=dict)
+    after: dict[UUID, Counter[UUID | None]] = field(default_factory=dict)
+    splits: dict[UUID, list[UUID]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mapped:
+    """An ended attempt with its answer mapped to drafts and the ids of their labels."""
+
+    ended: Ended
+    applied: Applied | None = None
+    drafts: tuple[tuple[Draft, UUID], ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+def finish(
+    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
+) -> Report:
+    """Write the ends of a batch of attempts, each under its own fence.
+
+    A batch that PostgreSQL refuses is halved until the one refused answer stands alone; that job
+    fails, the others keep their answers. While PostgreSQL is away the batch waits.
+
+    Raises:
+        StoreUnavailable: PostgreSQL stayed away; the leases will expire and be rescued.
+    """
+    if not ended:
+        return Report()
+    try:
+        return _write_patiently(deps, cache, processor, ended)
+    except StoreRefused as error:
+        if len(ended) > 1:
+            middle = len(ended) // 2
+            first = finish(deps, cache, processor, ended[:middle])
+            return first.plus(finish(deps, cache, processor, ended[middle:]))
+        if ended[0].answer is None:
+            raise
+        refused = Outcome(kind="error", code="refused_data", message=f"not stored: {error}")
+        return finish(deps, cache, processor, [Ended(job=ended[0].job, outcome=refused)])
+
+
+def _write_patiently(
+    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
+) -> Report:
+    give_up = time.monotonic() + _PATIENCE_S
+    wait_s = 0.1
+    unknown = False
+    while True:
+        try:
+            if unknown:
+                return _write_unless_written(deps, cache, processor, ended)
+            return _write(deps, processor, _map(deps, cache, processor, ended))
+        except StoreUnavailable as error:
+            unknown = unknown or isinstance(error, CommitUnknown)
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  only spreads
+        wait_s = min(wait_s * 2, 5.0)
+
+
+def _write_unless_written(
+    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
+) -> Report:
+    """Decide a COMMIT whose answer was lost: read again under lock, then write what is missing.
+
+    The lock waits for a COMMIT that is still in flight; an unlocked read would not see it.
+    """
+    held = {each.job.id: each.job.lease_token for each in ended}
+
+    def read(tx: Tx) -> set[UUID]:
+        items.lock_items(tx, [each.job.item_id for each in ended])
+        jobs.lock_leased(tx, held)
+        return jobs.finished_by(tx, held, deps.worker_id)
+
+    written = deps.db.transact(read)
+    missing = [each for each in ended if each.job.id not in written]
+    done = Report(completed=len(written))
+    if not missing:
+        return done
+    return done.plus(_write(deps, processor, _map(deps, cache, processor, missing)))
+
+
+def _map(
+    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
+) -> list[_Mapped]:
+    """Apply every answer and find or create the labels it uses, before the finish begins."""
+    answered = [each for each in ended if each.answer is not None]
+    versions = {each.job.version_id for each in answered}
+    names = cache.get(versions) if versions else {}
+    applied = _apply_all(processor, answered, names)
+    if any(a.new_labels or "unknown_label" in a.dropped for a in applied.values()):
+        # What is remembered may be seconds old; what creates or drops must be decided on today's.
+        names = cache.get(versions, fresh=True)
+        applied = _apply_all(processor, answered, names)
+        names = _create_labels(deps, cache, processor, answered, applied, names)
+    mapped = []
+    for each in ended:
+        outcome = applied.get(each.job.id)
+        if outcome is None:
+            mapped.append(_Mapped(ended=each))
+            continue
+        ids = names[each.job.version_id]
+        dropped = Counter(outcome.dropped)
+        drafts = []
+        for draft in outcome.drafts:
+            if draft.label in ids:
+                drafts.append((draft, ids[draft.label]))
+            else:
+                dropped["label_cap"] += 1
+        mapped.append(
+            _Mapped(ended=each, applied=outcome, drafts=tuple(drafts), dropped=dropped)
+        )
+    return mapped
+
+
+def _apply_all(
+    processor: PostProcessor,
+    answered: Sequence[Ended],
+    names: Mapping[UUID, Mapping[str, UUID]],
+) -> dict[UUID, Applied]:
+    return {
+        each.job.id: apply(
+            each.answer.inference, processor, names[each.job.version_id], each.answer.target
+        )
+        for each in answered
+        if each.answer is not None
+    }
+
+
+def _create_labels(
+    deps: Deps,
+    cache: LabelCache,
+    processor: PostProcessor,
+    answered: Sequence[Ended],
+    applied: Mapping[UUID, Applied],
+    names: Mapping[UUID, Mapping[str, UUID]],
+) -> dict[UUID, dict[str, UUID]]:
+    """Create what the answers need, a short transaction for each version; ids by name."""
+    wanted: dict[UUID, dict[str, None]] = {}
+    for each in answered:
+        for name in applied[each.job.id].new_labels:
+            wanted.setdefault(each.job.version_id, {})[name] = None
+    owners = {each.job.version_id: each.job.user_id for each in answered}
+    complete = {version_id: dict(known) for version_id, known in names.items()}
+    for version_id in sorted(wanted):
+
+        def create(tx: Tx, version_id: UUID = version_id) -> tuple[dict[str, UUID], list[str]]:
+            return labels.ensure_labels(
+                tx,
+                version_id,
+                owners[version_id],
+                list(wanted[version_id]),
+                post_processor_id=processor.id,
+                cap=processor.max_new_labels,
+            )
+
+        ids, created = deps.db.transact(create)
+        complete[version_id] |= ids
+        cache.forget(version_id)
+        if created:
+            deps.emit(
+                [
+                    LabelsCreated(
+                        version_id=version_id,
+                        post_processor=processor.name,
+                        names=tuple(created),
+                    )
+                ]
+            )
+    return complete
+
+
+def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[_Mapped]) -> Report:
+    by_id = {each.ended.job.id: each for each in mapped}
+
+    def work(tx: Tx) -> tuple[_Plan, set[UUID], list[Event]]:
+        locked = items.lock_items(tx, [each.ended.job.item_id for each in mapped])
+        held = jobs.lock_leased(
+            tx, {each.ended.job.id: each.ended.job.lease_token for each in mapped}
+        )
+        usable = labels.lock_labels(
+            tx, {label_id for each in mapped for _, label_id in each.drafts}
+        )
+        pairs = [(job.item_id, job.version_id) for job in held]
+        existing = annotations.read_existing(tx, pairs)
+        splits = items.read_splits(tx, pairs)
+        plan = _Plan()
+        for job in held:
+            pair = (job.item_id, job.version_id)
+            _decide(
+                plan,
+                processor,
+                job,
+                by_id[job.id],
+                locked.get(job.item_id),
+                existing.get(pair, []),
+                usable,
+                splits.get(pair, []),
+            )
+        _write_plan(tx, plan)
+        failed = [m.job.id for m in plan.moves if m.transition.to is Status.FAILED]
+        stopped = jobs.stop_successors(tx, failed)
+        woken = jobs.recompute_ready(tx, [job.item_id for job in held])
+        if any(m.transition.to is Status.PENDING and not m.transition.delay_s for m in plan.moves):
+            woken.add(processor.id)
+        return plan, woken, [*_moved(processor, plan), *stopped_events(stopped)]
+
+    plan, woken, events = deps.db.transact(work)
+    held_ids = {m.job.id for m in plan.moves}
+    lost = [each.ended.job for each in mapped if each.ended.job.id not in held_ids]
+    deps.emit([*events, *_refused(processor, lost)])
+    deps.hint(woken)
+    ends = Counter(m.transition.to for m in plan.moves)
+    return Report(
+        completed=ends[Status.COMPLETED],
+        failed=ends[Status.FAILED],
+        again=ends[Status.PENDING],
+        lost=len(lost),
+    )
+
+
+def _decide(
+    plan: _Plan,
+    processor: PostProcessor,
+    job: jobs.HeldJob,
+    mapped: _Mapped,
+    item: items.LockedItem | None,
+    existing: list[replace_rule.Existing],
+    usable: set[UUID],
+    splits: list[UUID],
+) -> None:
+    """Add to the plan what becomes of one held job, by the pure rules."""
+    changed = item is None or item.deleted_at is not None
+    if item is not None and not changed:
+        seen = input_revision(processor.reads, item.content_sha256, item.text_sha256)
+        changed = seen != job.input_revision
+    attempt = Attempt(
+        attempts=job.attempts,
+        max_attempts=job.max_attempts,
+        crash_count=job.crash_count,
+        rerun_requested=job.rerun_requested,
+        input_changed=changed,
+    )
+    transition = decide(attempt, mapped.ended.outcome, jitter=random.random())  # noqa: S311
+    answer, applied = mapped.ended.answer, mapped.applied
+    if not transition.keep_result or answer is None or applied is None:
+        plan.moves.append(jobs.Move(job=job, transition=transition))
+        return
+    drafts = [(draft, label_id) for draft, label_id in mapped.drafts if label_id in usable]
+    changes = replace_rule.replace(
+        existing,
+        drafts,
+        processor_id=processor.id,
+        order=processor.order,
+        multi_label=answer.target.multi_label,
+    )
+    dropped = Counter(mapped.dropped) + Counter(changes.dropped) + Counter(answer.inference.dropped)
+    if len(drafts) < len(mapped.drafts):
+        dropped["label_deleted"] += len(mapped.drafts) - len(drafts)
+    if applied.text is not None:
+        plan.texts[job.item_id] = applied.text
+    plan.insert += [
+        _row(job, mapped, splits, draft, label_id, new_id()) for draft, label_id in changes.insert
+    ]
+    plan.update += [
+        _row(job, mapped, splits, update.draft, update.label_id, update.id)
+        for update in changes.update
+    ]
+    plan.delete += changes.delete
+    plan.before[job.id] = replace_rule.label_counts(existing)
+    plan.after[job.id] = replace_rule.label_counts_after(existing, changes)
+    plan.splits[job.id] = splits
+    plan.answers.append(
+        results.Result(
+            version_id=job.version_id,
+            item_id=job.item_id,
+            post_processor_id=processor.id,
+            job_id=job.id,
+            raw=answer.raw,
+            model_version=answer.model_version,
+            input_revision=job.input_revision,
+        )
+    )
+    plan.moves.append(
+        jobs.Move(
+            job=job,
+            transition=transition,
+            dropped=json.dumps(dict(sorted(dropped.items()))) if dropped else "{}",
+        )
+    )
+
+
+def _row(
+    job: jobs.HeldJob,
+    mapped: _Mapped,
+    splits: list[UUID],
+    draft: Draft,
+    label_id: UUID,
+    id_: UUID,
+) -> annotations.NewAnnotation:
+    answer = mapped.ended.answer
+    return annotations.NewAnnotation(
+        id=id_,
+        version_id=job.version_id,
+        item_id=job.item_id,
+        label_id=label_id,
+        split_id=splits[0] if splits else None,
+        user_id=mapped.ended.job.user_id,
+        kind=draft.kind,
+        geometry=None if draft.geometry is None else json.dumps(draft.geometry),
+        coordinates=draft.coordinates,
+        text=draft.text,
+        page=draft.page,
+        score=draft.score,
+        source="model",
+        post_processor_id=job.post_processor_id,
+        job_id=job.id,
+        model_version=answer.model_version if answer else "",
+        review="suggested",
+        fingerprint=draft.fingerprint,
+    )
+
+
+def _write_plan(tx: Tx, plan: _Plan) -> None:
+    annotations.delete_suggestions(tx, plan.delete)
+    annotations.update_predictions(tx, plan.update)
+    annotations.insert_annotations(tx, plan.insert)
+    items.write_texts(tx, plan.texts)
+    stats.append_deltas(tx, stat_rule.deltas(plan.before, plan.after, plan.splits))
+    results.write_results(tx, plan.answers)
+    jobs.move(tx, plan.moves)
+
+
+def release(deps: Deps, names: Mapping[UUID, str], held: Mapping[UUID, tuple[UUID, int]]) -> int:
+    """Give jobs of this stopping process back, their attempts refunded.
+
+    Args:
+        deps: the collaborators.
+        names: post-processors' names by id, for the log.
+        held: job ids to (item id, lease token).
+
+    Returns:
+        How many went back to pending; the others had ended by themselves.
+    """
+    outcome = Outcome(kind="released", message="the worker stopped")
+    return _move_held(deps, names, held, outcome)
+
+
+def _move_held(
+    deps: Deps,
+    names: Mapping[UUID, str],
+    held: Mapping[UUID, tuple[UUID, int]],
+    outcome: Outcome,
+) -> int:
+    def work(tx: Tx) -> list[jobs.Move]:
+        items.lock_items(tx, [item_id for item_id, _ in held.values()])
+        locked = jobs.lock_leased(tx, {id_: token for id_, (_, token) in held.items()})
+        moves = [
+            jobs.Move(job=job, transition=decide_held(job, outcome)) for job in locked
+        ]
+        jobs.move(tx, moves)
+        jobs.recompute_ready(tx, [job.item_id for job in locked])
+        return moves
+
+    moves = deps.db.transact(work)
+    deps.emit(
+        [moved_event(names.get(m.job.post_processor_id, ""), m.job, m.transition) for m in moves]
+    )
+    deps.hint({m.job.post_processor_id for m in moves if m.transition.to is Status.PENDING})
+    return len(moves)
+
+
+def decide_held(job: jobs.HeldJob, outcome: Outcome) -> Transition:
+    """The rule for a job whose input nobody looked at again."""
+    attempt = Attempt(
+        attempts=job.attempts,
+        max_attempts=job.max_attempts,
+        crash_count=job.crash_count,
+        rerun_requested=job.rerun_requested,
+    )
+    return decide(attempt, outcome, jitter=random.random())  # noqa: S311  only spreads
+
+
+def moved_event(post_processor: str, job: jobs.HeldJob, transition: Transition) -> JobMoved:
+    """The fact that a processing job took an edge."""
+    return JobMoved(
+        job_id=job.id,
+        item_id=job.item_id,
+        post_processor=post_processor,
+        attempt=job.attempts,
+        lease_token=job.lease_token,
+        source=Status.PROCESSING,
+        to=transition.to,
+        cause=transition.cause,
+        reason=transition.reason,
+        error=transition.error,
+        seconds=job.ran_s,
+    )
+
+
+def stopped_events(rows: Sequence[jobs.Stopped]) -> list[Event]:
+    """The facts that pending jobs were failed because an earlier one failed."""
+    return [
+        JobMoved(
+            job_id=row.id,
+            item_id=row.item_id,
+            post_processor=row.post_processor,
+            attempt=row.attempts,
+            lease_token=row.lease_token,
+            source=Status.PENDING,
+            to=Status.FAILED,
+            cause="predecessor_failed",
+            reason="predecessor_failed",
+        )
+        for row in rows
+    ]
+
+
+def _moved(processor: PostProcessor, plan: _Plan) -> list[Event]:
+    return [moved_event(processor.name, m.job, m.transition) for m in plan.moves]
+
+
+def _refused(processor: PostProcessor, lost: Sequence[jobs.ClaimedJob]) -> list[Event]:
+    return [
+        LeaseRefused(
+            job_id=job.id,
+            item_id=job.item_id,
+            post_processor=processor.name,
+            attempt=job.attempts,
+            lease_token=job.lease_token,
+        )
+        for job in lost
+    ]

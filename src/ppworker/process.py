@@ -1,0 +1,26 @@
+"""Entry of one worker process, started by the supervisor: small, so that it stays light."""
+
+import sys
+
+from ppworker import settings, telemetry, wiring
+from ppworker.errors import ConfigurationError, StoreUnavailable
+from ppworker.worker.process import leave
+from ppworker.worker.supervisor import CONFIGURATION_ERROR
+
+
+def main() -> None:
+    """Run one worker process; exits 0 after a stop, 2 on a configuration error, 1 otherwise."""
+    try:
+        in_time = wiring.run_worker_process(settings.load())
+    except ConfigurationError as error:
+        sys.stderr.write(f"ppworker: {error}\n")
+        leave(CONFIGURATION_ERROR)
+    except StoreUnavailable as error:
+        telemetry.warn("worker.no_database", error=str(error))
+        leave(1)
+    telemetry.info("worker.stopped", in_time=in_time)
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The models of one worker process, and the rule that blames no input for its batch."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from ppworker.errors import RunnerError, RunnerUnavailable
+from ppworker.runners import registry, wire
+from ppworker.runners.base import Runner, RunnerInput, RunnerSpec
+from ppworker.runners.child import LOAD_TIMEOUT_S, ChildRunner
+from ppworker.runners.wire import Answer
+
+NOT_HALVED = frozenset({"unavailable", "overloaded", "auth"})
+"""Codes that speak of the model and not of any input; asking again in halves would be no use."""
+
+MAX_LOADED = 4
+"""Most models kept in processes of their own; beyond it the longest unused one is unloaded."""
+
+
+class Permit:
+    """The right to run one batch in one model; give it back with ``release`` or ``with``."""
+
+    def __init__(self, slot: "_Slot", release: Callable[["_Slot"], None]) -> None:
+        self._slot = slot
+        self._release: Callable[[_Slot], None] | None = release
+
+    @property
+    def spec(self) -> RunnerSpec:
+        """What the runner declares about itself."""
+        return self._slot.spec
+
+    @property
+    def pid(self) -> int | None:
+        """Id of the model's process, None if it has none of its own or is not loaded."""
+        return self._slot.model.pid
+
+    def release(self) -> None:
+        """Give the permit back; a second call does nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release(self._slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class RunnerPool:
+    """Models by runner name and settings, loaded when first asked and kept for the next batch."""
+
+    def __init__(
+        self, *, load_timeout_s: float = LOAD_TIMEOUT_S, max_loaded: int = MAX_LOADED
+    ) -> None:
+        self._load_timeout_s = load_timeout_s
+        self._max_loaded = max_loaded
+        self._lock = threading.Lock()
+        self._slots: dict[tuple[str, str], _Slot] = {}
+        self._closed = False
+
+    def acquire(self, name: str, config: Mapping[str, object]) -> Permit | None:
+        """The right to run a batch, or None while the model is busy or the pool is closed.
+
+        Never waits, and loads nothing. Take it before claiming jobs: what has no model to run in
+        must not be claimed. An isolated runner runs one batch at a time in each worker process,
+        and so does one that is not thread-safe.
+
+        Raises:
+            Invalid: this process has no such runner, or the runner refuses the settings.
+        """
+        key = (name, json.dumps(config, sort_keys=True, separators=(",", ":"), default=str))
+        found = registry.spec(name)
+        with self._lock:
+            if self._closed:
+                return None
+            slot = self._slots.get(key)
+            if slot is None:
+                slot = self._slots[key] = _Slot(found, self._model(name, config, found))
+            if slot.users and slot.exclusive:
+                return None
+            slot.users += 1
+        return Permit(slot, self._give_back)
+
+    def predict(
+        self, permit: Permit, inputs: Sequence[RunnerInput], timeout_s: float
+    ) -> list[Answer]:
+        """One raw answer or error per input, in order; raises nothing that a model can cause.
+
+        A batch that fails as a whole is asked again in halves, down to single inputs, before any
+        input is blamed. An error that speaks of the model (``NOT_HALVED``) goes to every input not
+        answered yet, at once. ``timeout_s`` limits each call of the model: the first with the
+        whole batch, then each half, so n inputs of which one hangs take up to
+        ``timeout_s * (1 + log2(n))``. It cannot stop a runner that is not isolated.
+        """
+        slot = permit._slot  # noqa: SLF001  a permit shows its holder nothing to misuse
+        self._make_room(slot)
+
+        def ask(part: Sequence[RunnerInput]) -> list[Answer]:
+            return slot.model.ask(part, timeout_s)
+
+        size = max(1, slot.spec.max_batch)
+        return _ask_in_halves(ask, [inputs[i : i + size] for i in range(0, len(inputs), size)])
+
+    def close_idle(self, seconds: float) -> int:
+        """Unload the models not used for that long; returns how many were loaded till then."""
+        with self._lock:
+            idle = [slot for slot in self._slots.values() if not slot.users]
+        return sum(slot.model.unload_if_idle(seconds) for slot in idle)
+
+    def close(self) -> None:
+        """End all models for good; a batch in a process of its own ends at once, as unavailable."""
+        with self._lock:
+            self._closed = True
+            slots = list(self._slots.values())
+        for slot in slots:
+            slot.model.close()
+
+    def _model(self, name: str, config: Mapping[str, object], found: RunnerSpec) -> "_Model":
+        runner = registry.build(name, config)  # refuses bad settings before anything is claimed
+        if not found.isolated:
+            return _InProcess(runner)
+        return _Isolated(ChildRunner(name, config, load_timeout_s=self._load_timeout_s))
+
+    def _give_back(self, slot: "_Slot") -> None:
+        with self._lock:
+            slot.users -= 1
+            slot.used_at = time.monotonic()
+
+    def _make_room(self, wanted: "_Slot") -> None:
+        if wanted.model.pid is not None or not wanted.spec.isolated:
+            return
+        with self._lock:
+            loaded = [slot for slot in self._slots.values() if slot.model.pid is not None]
+            idle = sorted((s for s in loaded if not s.users), key=lambda s: s.used_at)
+        for slot in idle[: max(0, len(loaded) + 1 - self._max_loaded)]:
+            slot.model.unload_if_idle(0)
+
+
+class _Model(Protocol):
+    """What the pool needs of a model, wherever it runs."""
+
+    @property
+    def pid(self) -> int | None: ...
+    def ask(self, inputs: Sequence[RunnerInput], timeout_s: float) -> list[Answer]: ...
+    def unload_if_idle(self, seconds: float) -> bool: ...
+    def close(self) -> None: ...
+
+
+class _Slot:
+    """A model and who uses it; ``users`` and ``used_at`` are guarded by the pool's lock."""
+
+    def __init__(self, spec: RunnerSpec, model: _Model) -> None:
+        self.spec = spec
+        self.model = model
+        self.exclusive = spec.isolated or not spec.thread_safe
+        self.users = 0
+        self.used_at = time.monotonic()
+
+
+class _Isolated:
+    """A model in a process of its own."""
+
+    def __init__(self, child: ChildRunner) -> None:
+        self._child = child
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid
+
+    def ask(self, inputs: Sequence[RunnerInput], timeout_s: float) -> list[Answer]:
+        return self._child.predict(inputs, timeout_s)
+
+    def unload_if_idle(self, seconds: float) -> bool:
+        return self._child.unload_if_idle(seconds)
+
+    def close(self) -> None:
+        self._child.close()
+
+
+class _InProcess:
+    """A model in the worker itself: quick to ask, and trusted not to crash or hang."""
+
+    pid: int | None = None
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._lock = threading.Lock()
+        self._loaded = False
+        self._asking = 0
+        self._used_at = time.monotonic()
+
+    def ask(self, inputs: Sequence[RunnerInput], timeout_s: float) -> list[Answer]:
+        del timeout_s  # no thread can be stopped from outside
+        with self._lock:
+            self._load()
+            self._asking += 1
+        try:
+            return wire.checked(self._runner.predict(inputs), len(inputs))
+        except (Exception, SystemExit) as error:
+            raise wire.as_runner_error(error) from error
+        finally:
+            with self._lock:
+                self._asking -= 1
+                self._used_at = time.monotonic()
+
+    def unload_if_idle(self, seconds: float) -> bool:
+        with self._lock:
+            idle = time.monotonic() - self._used_at >= seconds
+            if not self._loaded or self._asking or not idle:
+                return False
+            self._unload()
+            return True
+
+    def close(self) -> None:
+        with self._lock:
+            # A batch in it goes on undisturbed; the process ends soon and the model with it.
+            if self._loaded and not self._asking:
+                self._unload()
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        try:
+            self._runner.load()
+        except RunnerError:
+            raise
+        except Exception as error:
+            raise RunnerUnavailable(
+                f"the model cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        self._loaded = True
+
+    def _unload(self) -> None:
+        self._loaded = False
+        with contextlib.suppress(Exception):  # it is given up either way
+            self._runner.close()
+
+
+def _ask_in_halves(
+    ask: Callable[[Sequence[RunnerInput]], list[Answer]],
+    parts: Sequence[Sequence[RunnerInput]],
+) -> list[Answer]:
+    """Answers to all parts in order; see ``RunnerPool.predict`` for the rule."""
+    answers: list[Answer] = []
+    waiting = list(reversed(parts))
+    while waiting:
+        part = waiting.pop()
+        try:
+            answers += ask(part)
+        except RunnerError as error:
+            fault = error.with_traceback(None)  # kept as a value; its frames hold the whole batch
+            if fault.code in NOT_HALVED:
+                answers += [fault] * (len(part) + sum(map(len, waiting)))
+                break
+            if len(part) == 1:
+                answers.append(fault)
+            else:
+                middle = len(part) // 2
+                waiting += [part[middle:], part[:middle]]
+    return answers

@@ -1,0 +1,107 @@
+"""Everything that can be configured: environment variables with the prefix ``PPWORKER_``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ppworker.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """One frozen value, built once at start and passed by hand."""
+
+    model_config = SettingsConfigDict(env_prefix="PPWORKER_", frozen=True, extra="ignore")
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL 15 or newer, e.g. postgresql://user:password@host/name. "
+        "Unset: an embedded server in the data folder.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis 6.2 or newer, e.g. redis://host:6379/0. Unset: an embedded server when "
+        "the database is embedded too, else none: workers poll.",
+    )
+    data_dir: Path = Field(
+        default=Path(".ppworker"),
+        description="Folder of stored files and of the embedded servers' data.",
+    )
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=2, description="Worker processes that `ppworker worker` starts."
+    )
+    threads: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=2, description="Slots of one worker process: batches it works on side by side."
+    )
+    lease_s: Annotated[float, Field(ge=1, le=3600)] = Field(
+        default=30.0, description="Seconds a claimed job stays its worker's without a heartbeat."
+    )
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = Field(
+        default=1.0, description="Seconds between polls of an idle worker, jittered by half."
+    )
+    sweep_s: Annotated[float, Field(ge=0.2, le=300)] = Field(
+        default=5.0, description="Seconds between sweeps of a worker process, jittered by half."
+    )
+    slice_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
+        default=2.0,
+        description="Seconds one post-processor keeps a slot before others take their turn.",
+    )
+    batch_target_s: Annotated[float, Field(ge=0.01, le=60)] = Field(
+        default=1.0, description="Seconds of model time that one batch should last at most."
+    )
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        default=20.0,
+        description="Seconds a stopping worker waits for running batches before it releases them.",
+    )
+    idle_unload_s: Annotated[float, Field(ge=1)] = Field(
+        default=300.0, description="Seconds after which an unused model is unloaded."
+    )
+    pool_size: Annotated[int, Field(ge=1, le=200)] | None = Field(
+        default=None,
+        description="Database connections of one process at most; default threads + 3.",
+    )
+    max_text_bytes: Annotated[int, Field(ge=1)] = Field(
+        default=4 * 1024 * 1024, description="Most bytes of an item's text."
+    )
+    max_file_bytes: Annotated[int, Field(ge=1)] = Field(
+        default=2 * 1024**3, description="Most bytes of one uploaded file."
+    )
+    log_level: str = Field(default="info", description="debug, info, warning or error.")
+    log_format: str = Field(
+        default="auto", description="json, text, or auto: text on a terminal, JSON lines elsewhere."
+    )
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @field_validator("log_format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        if value not in {"auto", "json", "text"}:
+            raise ValueError("must be auto, json or text")
+        return value
+
+    @property
+    def connections(self) -> int:
+        """Database connections one process may hold: its slots, heartbeat, sweeps and polling."""
+        return self.pool_size or self.threads + 3
+
+
+def load(**overrides: object) -> Settings:
+    """Read the settings from the environment; ``overrides`` that are not None win.
+
+    Raises:
+        ConfigurationError: a value is malformed; names the variable, never the value.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them, that is the point
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "PPWORKER_" + str(first["loc"][0]).upper() if first["loc"] else "settings"
+        raise ConfigurationError(f"{name}: {first['msg']}") from None

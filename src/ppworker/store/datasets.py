@@ -1,0 +1,223 @@
+"""Users, datasets, versions and splits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from ppworker.errors import Conflict, NotFound
+from ppworker.store.db import Tx
+from ppworker.store.ids import new_id
+from ppworker.store.tables import dataset_splits, dataset_versions, datasets, users
+
+DEFAULT_SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    id: UUID
+    user_id: UUID
+    name: str
+    description: str
+    content_type: str
+    multi_label: bool
+    created_at: datetime
+    version_id: UUID
+    """The newest version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    id: UUID
+    name: str
+    version_id: UUID
+    version_name: str
+    dataset_id: UUID
+    dataset_name: str
+    user_id: UUID
+    multi_label: bool
+
+
+def ensure_user(tx: Tx, username: str) -> UUID:
+    """Id of the user of that name, created when absent."""
+    tx.execute(
+        insert(users).values(id=new_id(), username=username).on_conflict_do_nothing()
+    )
+    found = tx.execute(sa.select(users.c.id).where(users.c.username == username))
+    return UUID(str(found.scalar_one()))
+
+
+def create_dataset(
+    tx: Tx,
+    user_id: UUID,
+    name: str,
+    *,
+    description: str = "",
+    content_type: str = "documents",
+    multi_label: bool = True,
+    splits: Sequence[str] = DEFAULT_SPLITS,
+) -> Dataset:
+    """Create a dataset with a first version and its splits.
+
+    Raises:
+        Conflict: the user has a dataset of that name.
+    """
+    dataset_id, version_id = new_id(), new_id()
+    created = tx.execute(
+        insert(datasets)
+        .values(
+            id=dataset_id,
+            user_id=user_id,
+            name=name,
+            description=description,
+            content_type=content_type,
+            multi_label=multi_label,
+        )
+        .on_conflict_do_nothing()
+    )
+    if not created.rowcount:
+        raise Conflict(f"a dataset named '{name}' exists already; choose another name", field="name")
+    tx.execute(
+        sa.insert(dataset_versions).values(
+            id=version_id, dataset_id=dataset_id, user_id=user_id, name="v1"
+        )
+    )
+    for split in splits:
+        create_split(tx, version_id, user_id, split)
+    return get_dataset(tx, user_id, str(dataset_id))
+
+
+_DATASETS = (
+    sa.select(
+        datasets.c.id,
+        datasets.c.user_id,
+        datasets.c.name,
+        datasets.c.description,
+        datasets.c.content_type,
+        datasets.c.multi_label,
+        datasets.c.created_at,
+        dataset_versions.c.id.label("version_id"),
+    )
+    .join(dataset_versions, dataset_versions.c.dataset_id == datasets.c.id)
+    .where(datasets.c.deleted_at.is_(None), dataset_versions.c.deleted_at.is_(None))
+    .distinct(datasets.c.id)
+    .order_by(datasets.c.id.desc(), dataset_versions.c.created_at.desc(), dataset_versions.c.id)
+)
+
+
+def list_datasets(tx: Tx, user_id: UUID) -> list[Dataset]:
+    """The user's datasets, newest first, each with its newest version."""
+    rows = tx.execute(_DATASETS.where(datasets.c.user_id == user_id))
+    return [Dataset(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def get_dataset(tx: Tx, user_id: UUID, reference: str) -> Dataset:
+    """The user's dataset by id or by name.
+
+    Raises:
+        NotFound: there is none, or it is somebody else's.
+    """
+    owned = _DATASETS.where(datasets.c.user_id == user_id)
+    id_ = as_id(reference)
+    wanted = datasets.c.id == id_ if id_ else datasets.c.name == reference
+    row = tx.execute(owned.where(wanted)).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"no dataset '{reference}'; `ppworker datasets list` shows those there are",
+            field="dataset",
+        )
+    return Dataset(**row._mapping)  # noqa: SLF001
+
+
+def create_split(tx: Tx, version_id: UUID, user_id: UUID, name: str) -> UUID:
+    """Create a split in a version.
+
+    Raises:
+        Conflict: the version has a split of that name.
+    """
+    split_id = new_id()
+    created = tx.execute(
+        insert(dataset_splits)
+        .values(id=split_id, version_id=version_id, user_id=user_id, name=name)
+        .on_conflict_do_nothing()
+    )
+    if not created.rowcount:
+        raise Conflict(f"a split named '{name}' exists already; choose another name", field="name")
+    return split_id
+
+
+_SPLITS = (
+    sa.select(
+        dataset_splits.c.id,
+        dataset_splits.c.name,
+        dataset_splits.c.version_id,
+        dataset_versions.c.name.label("version_name"),
+        datasets.c.id.label("dataset_id"),
+        datasets.c.name.label("dataset_name"),
+        datasets.c.user_id,
+        datasets.c.multi_label,
+    )
+    .join(dataset_versions, dataset_versions.c.id == dataset_splits.c.version_id)
+    .join(datasets, datasets.c.id == dataset_versions.c.dataset_id)
+    .where(datasets.c.deleted_at.is_(None), dataset_versions.c.deleted_at.is_(None))
+    .order_by(dataset_splits.c.created_at, dataset_splits.c.id)
+)
+
+
+def list_splits(tx: Tx, user_id: UUID, version_id: UUID) -> list[Split]:
+    """The splits of a version, oldest first."""
+    rows = tx.execute(
+        _SPLITS.where(datasets.c.user_id == user_id, dataset_splits.c.version_id == version_id)
+    )
+    return [Split(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def get_split(tx: Tx, user_id: UUID, reference: str) -> Split:
+    """The user's split by id, or as ``DATASET/SPLIT`` in the dataset's newest version.
+
+    Raises:
+        NotFound: there is none, or it is somebody else's.
+    """
+    owned = _SPLITS.where(datasets.c.user_id == user_id)
+    if id_ := as_id(reference):
+        row = tx.execute(owned.where(dataset_splits.c.id == id_)).one_or_none()
+    else:
+        dataset_name, _, split_name = reference.rpartition("/")
+        if not dataset_name:
+            raise NotFound(
+                f"no split '{reference}'; name it DATASET/SPLIT or by its id", field="split"
+            )
+        dataset = get_dataset(tx, user_id, dataset_name)
+        row = tx.execute(
+            owned.where(
+                dataset_splits.c.version_id == dataset.version_id,
+                dataset_splits.c.name == split_name,
+            )
+        ).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"no split '{reference}'; `ppworker splits list DATASET` shows those there are",
+            field="split",
+        )
+    return Split(**row._mapping)  # noqa: SLF001
+
+
+def is_multi_label(tx: Tx, version_ids: Sequence[UUID]) -> dict[UUID, bool]:
+    """Whether items may carry several class labels, per version."""
+    rows = tx.execute(
+        sa.select(dataset_versions.c.id, datasets.c.multi_label)
+        .join(datasets, datasets.c.id == dataset_versions.c.dataset_id)
+        .where(dataset_versions.c.id.in_(version_ids))
+    )
+    return {row.id: row.multi_label for row in rows}
+
+
+def as_id(reference: str) -> UUID | None:
+    """The reference as a UUID, None when it is not written as one."""
+    try:
+        return UUID(reference)
+    except ValueError:
+        return None

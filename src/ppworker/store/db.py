@@ -1,0 +1,153 @@
+"""The transaction: the only place that connects, commits and names what PostgreSQL did wrong."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ppworker.errors import CommitUnknown, ConfigurationError, StoreRefused, StoreUnavailable
+
+T = TypeVar("T")
+Tx = Connection
+"""A connection inside a transaction; store functions take it first and never commit."""
+
+_REPEAT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_REPEATS = 10
+_CONNECT_TIMEOUT_S = 5
+_POOL_TIMEOUT_S = 30
+
+
+class Database:
+    """A bounded pool of connections to one PostgreSQL.
+
+    Args:
+        url: ``postgresql://`` or ``postgres://`` URL.
+        connections: most connections of this process.
+        name: shown as ``application_name`` in ``pg_stat_activity``.
+
+    Raises:
+        ConfigurationError: the URL is malformed; the message never repeats it.
+    """
+
+    def __init__(self, url: str, *, connections: int = 5, name: str = "ppworker") -> None:
+        self.engine = sa.create_engine(
+            _normalised(url),
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=_POOL_TIMEOUT_S,
+            pool_use_lifo=True,
+            connect_args={
+                "application_name": name,
+                "connect_timeout": _CONNECT_TIMEOUT_S,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 20_000,
+            },
+        )
+
+    @contextmanager
+    def begin(self) -> Iterator[Tx]:
+        """One READ COMMITTED transaction; commits at the end, rolls back on any error.
+
+        Raises:
+            StoreUnavailable: no connection, or it was lost before COMMIT: nothing was written.
+            CommitUnknown: the connection was lost during COMMIT.
+            StoreRefused: a value or a constraint was violated.
+        """
+        try:
+            connection = self.engine.connect()
+        except (DBAPIError, PoolTimeout) as error:
+            raise StoreUnavailable(_reason(error)) from error
+        with connection:
+            transaction = connection.begin()
+            try:
+                yield connection
+            except BaseException as error:
+                _roll_back(connection, transaction)
+                named = _named(error)
+                if named is error:
+                    raise
+                raise named from error
+            try:
+                transaction.commit()
+            except DBAPIError as error:
+                if _is_lost(error):
+                    connection.invalidate()
+                    raise CommitUnknown(_reason(error)) from error
+                raise _named(error) from error
+
+    def transact(self, work: Callable[[Tx], T]) -> T:
+        """Run ``work`` in a transaction, again if PostgreSQL chose it as a deadlock's victim.
+
+        Raises:
+            StoreUnavailable: as ``begin``, and after ten deadlocks in a row.
+        """
+        for repeat in range(_REPEATS):
+            try:
+                with self.begin() as tx:
+                    return work(tx)
+            except DBAPIError as error:
+                if not isinstance(error.orig, _REPEAT):
+                    raise
+                time.sleep(random.uniform(0, 0.02 * (repeat + 1)))  # noqa: S311  only spreads
+        raise StoreUnavailable("ten deadlocks in a row")
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+def _normalised(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise ConfigurationError(
+            "PPWORKER_DATABASE_URL: not a URL; write postgresql://user:password@host/name"
+        ) from None
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise ConfigurationError("PPWORKER_DATABASE_URL: must begin with postgresql://")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _roll_back(connection: Connection, transaction: sa.RootTransaction) -> None:
+    try:
+        transaction.rollback()
+    except DBAPIError:
+        connection.invalidate()  # the server is gone and has rolled back by itself
+
+
+def _is_lost(error: DBAPIError) -> bool:
+    return error.connection_invalidated or (
+        isinstance(error.orig, psycopg.OperationalError)
+        and (error.orig.sqlstate is None or error.orig.sqlstate.startswith(("08", "57P")))
+    )
+
+
+def _named(error: BaseException) -> BaseException:
+    """Translate what callers decide on; deadlocks stay as they are for ``transact``."""
+    if isinstance(error, DBAPIError):
+        if isinstance(error.orig, _REPEAT):
+            return error
+        if _is_lost(error) or isinstance(
+            error.orig, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction
+        ):
+            return StoreUnavailable(_reason(error))
+        if isinstance(error.orig, psycopg.DataError | psycopg.IntegrityError):
+            return StoreRefused(_reason(error))
+    elif isinstance(error, StatementError | UnicodeEncodeError):
+        return StoreRefused(str(error).splitlines()[0][:300])
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """First line of the server's words, without statement and parameters."""
+    original = getattr(error, "orig", None) or error
+    return (str(original).strip().splitlines() or [type(original).__name__])[0][:300]

@@ -1,0 +1,39 @@
+"""Idempotency keys: an upload sent twice is one upload."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from ppworker.store.db import Tx
+from ppworker.store.tables import idempotency_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKey:
+    request_sha256: str
+    item_ids: Sequence[UUID]
+
+
+def claim_key(
+    tx: Tx, user_id: UUID, key: str, request_sha256: str, item_ids: Sequence[UUID]
+) -> KnownKey | None:
+    """Take the key for this request; what it stands for already if somebody was first.
+
+    Waits for a concurrent claim of the same key to commit or to roll back.
+    """
+    taken = tx.execute(
+        insert(idempotency_keys)
+        .values(user_id=user_id, key=key, request_sha256=request_sha256, item_ids=list(item_ids))
+        .on_conflict_do_nothing()
+    )
+    if taken.rowcount:
+        return None
+    row = tx.execute(
+        sa.select(idempotency_keys.c.request_sha256, idempotency_keys.c.item_ids).where(
+            idempotency_keys.c.user_id == user_id, idempotency_keys.c.key == key
+        )
+    ).one()
+    return KnownKey(request_sha256=row.request_sha256, item_ids=row.item_ids)

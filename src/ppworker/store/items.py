@@ -1,0 +1,217 @@
+"""Items and their membership in splits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from ppworker.store import bulk
+from ppworker.store.blobs import text_sha256
+from ppworker.store.db import Tx
+from ppworker.store.tables import dataset_items, item_splits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewItem:
+    id: UUID
+    dataset_id: UUID
+    user_id: UUID
+    name: str
+    text: str | None = None
+    extension: str = ""
+    media_type: str = ""
+    content_sha256: str | None = None
+    size_bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    page_count: int | None = None
+    metadata: str = ""
+
+    @property
+    def text_sha256(self) -> str | None:
+        return None if self.text is None else text_sha256(self.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedItem:
+    """What a finish decides on, read after the item's lock was won."""
+
+    id: UUID
+    content_sha256: str | None
+    text_sha256: str | None
+    width: int | None
+    height: int | None
+    page_count: int | None
+    duration_s: float | None
+    deleted_at: datetime | None
+
+
+_COLUMNS = (
+    "id",
+    "dataset_id",
+    "user_id",
+    "name",
+    "text",
+    "text_sha256",
+    "extension",
+    "media_type",
+    "content_sha256",
+    "size_bytes",
+    "width",
+    "height",
+    "page_count",
+    "metadata",
+)
+
+
+def insert_items(tx: Tx, items: Sequence[NewItem]) -> None:
+    """Insert items by one statement."""
+    bulk.insert(
+        tx, dataset_items, _COLUMNS, [[getattr(i, name) for name in _COLUMNS] for i in items]
+    )
+
+
+def insert_memberships(tx: Tx, rows: Sequence[tuple[UUID, UUID, UUID]]) -> None:
+    """Insert (split, item, version) memberships."""
+    bulk.insert(tx, item_splits, ("split_id", "item_id", "version_id"), rows)
+
+
+def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dict[UUID, LockedItem]:
+    """Lock items in the order of their ids: always the first lock, always a statement of its own.
+
+    What is read in later statements is then newer than the lock.
+    """
+    rows = tx.execute(
+        sa.text(
+            "SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, "
+            "deleted_at FROM dataset_items WHERE id = ANY(:ids) ORDER BY id FOR UPDATE"
+            + (" SKIP LOCKED" if skip_locked else "")
+        ),
+        {"ids": sorted(set(ids))},
+    )
+    return {row.id: LockedItem(**row._mapping) for row in rows}  # noqa: SLF001
+
+
+def read_texts(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Texts of items that have one."""
+    rows = tx.execute(
+        sa.text("SELECT id, text FROM dataset_items WHERE id = ANY(:ids) AND text IS NOT NULL"),
+        {"ids": list(ids)},
+    )
+    return {row.id: row.text for row in rows}
+
+
+def read_splits(
+    tx: Tx, pairs: Sequence[tuple[UUID, UUID]]
+) -> dict[tuple[UUID, UUID], list[UUID]]:
+    """Splits of each (item, version)."""
+    found: dict[tuple[UUID, UUID], list[UUID]] = {}
+    rows = tx.execute(
+        sa.text(
+            "SELECT s.item_id, s.version_id, s.split_id FROM item_splits s "
+            "JOIN unnest(CAST(:items AS uuid[]), CAST(:versions AS uuid[])) AS w(item, version) "
+            "ON s.item_id = w.item AND s.version_id = w.version ORDER BY s.split_id"
+        ),
+        {"items": [pair[0] for pair in pairs], "versions": [pair[1] for pair in pairs]},
+    )
+    for row in rows:
+        found.setdefault((row.item_id, row.version_id), []).append(row.split_id)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unprocessed:
+    """An item for which a post-processor never had a job."""
+
+    id: UUID
+    extension: str
+    media_type: str
+    has_file: bool
+    has_text: bool
+
+
+def find_without_job(
+    tx: Tx,
+    split_id: UUID,
+    version_id: UUID,
+    post_processor_id: UUID,
+    *,
+    after: UUID | None,
+    limit: int,
+) -> list[Unprocessed]:
+    """Items of a split, by id behind ``after``, for which the post-processor has no job."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT i.id, i.extension, i.media_type, i.content_sha256 IS NOT NULL AS has_file, "
+            "coalesce(i.text, '') <> '' AS has_text "
+            "FROM item_splits s JOIN dataset_items i ON i.id = s.item_id "
+            "WHERE s.split_id = :split AND i.deleted_at IS NULL "
+            "AND s.item_id > CAST(:after AS uuid) "
+            "AND NOT EXISTS (SELECT 1 FROM post_processor_jobs j WHERE j.item_id = s.item_id "
+            "AND j.version_id = :version AND j.post_processor_id = :processor) "
+            "ORDER BY s.item_id LIMIT :limit"
+        ),
+        {
+            "split": split_id,
+            "after": after or UUID(int=0),
+            "version": version_id,
+            "processor": post_processor_id,
+            "limit": limit,
+        },
+    )
+    return [Unprocessed(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def write_texts(tx: Tx, texts: Mapping[UUID, str]) -> None:
+    """Replace texts of locked items; an equal text changes nothing, another raises ``version``."""
+    ids = sorted(texts)
+    tx.execute(
+        sa.text(
+            "UPDATE dataset_items i SET text = w.text, text_sha256 = w.sha256, "
+            "version = i.version + 1, updated_at = now() "
+            "FROM unnest(CAST(:ids AS uuid[]), CAST(:texts AS text[]), CAST(:shas AS text[])) "
+            "AS w(id, text, sha256) "
+            "WHERE i.id = w.id AND i.text_sha256 IS DISTINCT FROM w.sha256"
+        ),
+        {
+            "ids": ids,
+            "texts": [texts[id_] for id_ in ids],
+            "shas": [text_sha256(texts[id_]) for id_ in ids],
+        },
+    )
+
+
+_STATUS_COUNTS = """
+SELECT i.id, i.name, i.extension, i.media_type, i.size_bytes, i.width, i.height, i.page_count,
+  i.version, left(i.text, :shown) AS text, length(i.text) AS text_length, i.content_sha256,
+  i.created_at,
+  (SELECT jsonb_object_agg(c.status, c.n) FROM (
+     SELECT j.status, count(*) AS n FROM post_processor_jobs j
+     WHERE j.item_id = i.id AND j.version_id = s.version_id GROUP BY j.status) c) AS jobs,
+  (SELECT count(*) FROM annotations a WHERE a.item_id = i.id AND a.version_id = s.version_id
+     AND a.deleted_at IS NULL) AS annotation_count
+FROM item_splits s JOIN dataset_items i ON i.id = s.item_id
+WHERE {where} AND i.deleted_at IS NULL ORDER BY i.id LIMIT :limit
+"""
+
+
+def list_items(
+    tx: Tx, split_id: UUID, *, after: UUID | None, limit: int, shown: int = 80
+) -> Sequence[sa.Row[Any]]:
+    """Items of a split by id, behind ``after``, with job counts; ``shown`` characters of text."""
+    where = "s.split_id = :split" + (" AND s.item_id > :after" if after else "")
+    return tx.execute(
+        sa.text(_STATUS_COUNTS.format(where=where)),
+        {"split": split_id, "limit": limit, "shown": shown} | ({"after": after} if after else {}),
+    ).all()
+
+
+def find_item(tx: Tx, user_id: UUID, item_id: UUID) -> sa.Row[Any] | None:
+    """One item of the user with its whole text and job counts (of its first version)."""
+    return tx.execute(
+        sa.text(_STATUS_COUNTS.format(where="i.id = :item AND i.user_id = :user")),
+        {"item": item_id, "user": user_id, "limit": 1, "shown": 10_000_000},
+    ).one_or_none()

@@ -1,0 +1,477 @@
+"""The job table: one function per statement of its life.
+
+Locks are taken in the order item, job; every write of a running job is fenced by its id and lease
+token; only the database's clock decides.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from ppworker.domain.job import Transition
+from ppworker.store import bulk
+from ppworker.store.db import Tx
+from ppworker.store.tables import post_processor_jobs
+
+Bound = tuple[int, datetime, UUID]
+"""Priority, run_at and id of the last job claimed: where the next claim may begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be planned."""
+
+    id: UUID
+    post_processor_id: UUID
+    item_id: UUID
+    version_id: UUID
+    user_id: UUID
+    order: int
+    ready: bool
+    max_attempts: int
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job this worker may run until its lease ends, with what it needs to know of its item."""
+
+    id: UUID
+    item_id: UUID
+    version_id: UUID
+    user_id: UUID
+    attempts: int
+    max_attempts: int
+    lease_token: int
+    crash_count: int
+    input_revision: str
+    priority: int
+    run_at: datetime
+    waited_s: float
+    item_name: str
+    media_type: str
+    content_sha256: str | None
+    has_text: bool
+    width: int | None
+    height: int | None
+    page_count: int | None
+    duration_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldJob:
+    """A processing job read under its lock, by whoever wants to move it."""
+
+    id: UUID
+    item_id: UUID
+    version_id: UUID
+    post_processor_id: UUID
+    attempts: int
+    max_attempts: int
+    lease_token: int
+    crash_count: int
+    rerun_requested: bool
+    input_revision: str
+    ran_s: float
+    lease_expired: bool = False
+    """Whether its lease was over when it was locked; of rescue candidates the others hung."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A decided edge of one job, to be written."""
+
+    job: HeldJob
+    transition: Transition
+    dropped: str | None = None
+    """JSON object of drops by reason."""
+
+
+_COLUMNS = (
+    "id",
+    "post_processor_id",
+    "item_id",
+    "version_id",
+    "user_id",
+    "order",
+    "ready",
+    "max_attempts",
+    "priority",
+)
+
+
+def insert_jobs(tx: Tx, jobs: Sequence[NewJob]) -> int:
+    """Plan jobs as pending; one that lives already for its key is left as it is.
+
+    Returns how many were new.
+    """
+    return bulk.insert(
+        tx,
+        post_processor_jobs,
+        _COLUMNS,
+        [[getattr(job, name) for name in _COLUMNS] for job in jobs],
+        after="ON CONFLICT (item_id, version_id, post_processor_id) "
+        "WHERE status IN ('pending','processing') DO NOTHING",
+    )
+
+
+def request_rerun(tx: Tx, item_ids: Sequence[UUID]) -> None:
+    """Mark processing jobs of items whose input changed: their answer will be dropped."""
+    tx.execute(
+        sa.text(
+            "UPDATE post_processor_jobs SET rerun_requested = true "
+            "WHERE item_id = ANY(:items) AND status = 'processing'"
+        ),
+        {"items": list(item_ids)},
+    )
+
+
+def lock_cap(tx: Tx, post_processor_id: UUID) -> None:
+    """Wait for the right to count this post-processor's leases; held until the transaction ends.
+
+    A statement of its own: counting in the same one would use a snapshot older than the lock.
+    """
+    tx.execute(sa.text("SET LOCAL lock_timeout = '2s'"))
+    tx.execute(
+        sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),
+        {"key": f"ppworker.cap.{post_processor_id}"},
+    )
+
+
+def count_batches(tx: Tx, post_processor_id: UUID) -> int:
+    """Batches in flight for a post-processor, expired ones included until they are rescued."""
+    return int(
+        tx.execute(
+            sa.text(
+                "SELECT count(DISTINCT batch_id) FROM post_processor_jobs "
+                "WHERE post_processor_id = :id AND status = 'processing'"
+            ),
+            {"id": post_processor_id},
+        ).scalar_one()
+    )
+
+
+_CLAIM = """
+WITH picked AS MATERIALIZED (
+  SELECT j.id FROM post_processor_jobs j
+  WHERE j.post_processor_id = :processor AND j.status = 'pending' AND j.ready
+    AND j.run_at <= now() {bound}
+    AND EXISTS (SELECT 1 FROM post_processors p
+      WHERE p.id = :processor AND p.enabled AND NOT p.paused_by_operator
+        AND p.deleted_at IS NULL AND (p.circuit_until IS NULL OR p.circuit_until <= now()))
+  ORDER BY j.priority, j.run_at, j.id
+  LIMIT :n FOR UPDATE OF j SKIP LOCKED)
+UPDATE post_processor_jobs j SET
+  status = 'processing', attempts = j.attempts + 1, lease_token = j.lease_token + 1,
+  lease_owner = :worker, batch_id = :batch,
+  lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s),
+  deadline_at = clock_timestamp() + make_interval(secs => :deadline_s),
+  started_at = clock_timestamp(), input_revision = coalesce(CASE :reads
+    WHEN 'text' THEN i.text_sha256 WHEN 'file' THEN i.content_sha256
+    ELSE coalesce(i.content_sha256, i.text_sha256) END, '')
+FROM picked JOIN post_processor_jobs o ON o.id = picked.id
+  JOIN dataset_items i ON i.id = o.item_id
+WHERE j.id = picked.id
+RETURNING j.id, j.item_id, j.version_id, j.user_id, j.attempts, j.max_attempts, j.lease_token,
+  j.crash_count, j.input_revision, j.priority, j.run_at,
+  extract(epoch FROM j.started_at - j.run_at)::float8 AS waited_s,
+  i.name AS item_name, i.media_type, i.content_sha256, i.text IS NOT NULL AS has_text,
+  i.width, i.height, i.page_count, i.duration_s
+"""
+CLAIM = sa.text(_CLAIM.format(bound=""))
+CLAIM_BEHIND = sa.text(
+    _CLAIM.format(bound="AND (j.priority, j.run_at, j.id) > (:priority, :run_at, :id)")
+)
+
+
+def claim(
+    tx: Tx,
+    post_processor_id: UUID,
+    *,
+    reads: str,
+    worker_id: UUID,
+    batch_id: UUID,
+    limit: int,
+    lease_s: float,
+    deadline_s: float,
+    behind: Bound | None = None,
+) -> list[ClaimedJob]:
+    """Lease up to ``limit`` due jobs: attempts and token grow by one, in their due order.
+
+    Args:
+        reads: what the runner reads, decides the recorded input revision.
+        lease_s: seconds until the jobs may be rescued without a heartbeat.
+        deadline_s: seconds until they may be rescued in spite of heartbeats.
+        behind: start behind this job; keeps claims flat while an old snapshot holds dead
+            index entries. An empty answer then proves nothing: ask again without it.
+    """
+    parameters: dict[str, Any] = {
+        "processor": post_processor_id,
+        "reads": reads,
+        "worker": worker_id,
+        "batch": batch_id,
+        "n": limit,
+        "lease_s": lease_s,
+        "deadline_s": deadline_s,
+    }
+    statement = CLAIM
+    if behind is not None:
+        statement = CLAIM_BEHIND
+        parameters |= {"priority": behind[0], "run_at": behind[1], "id": behind[2]}
+    rows = tx.execute(statement, parameters).all()
+    claimed = [ClaimedJob(**row._mapping) for row in rows]  # noqa: SLF001  public by documentation
+    return sorted(claimed, key=lambda job: (job.priority, job.run_at, job.id))
+
+
+_EXTEND = sa.text("""
+WITH wanted AS (
+  SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[])) AS w(id, token)),
+held AS MATERIALIZED (
+  SELECT j.id FROM post_processor_jobs j JOIN wanted w ON j.id = w.id
+  WHERE j.status = 'processing' AND j.lease_token = w.token
+  ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED),
+extended AS (
+  UPDATE post_processor_jobs j
+  SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s)
+  FROM held WHERE j.id = held.id)
+SELECT w.id FROM wanted w LEFT JOIN post_processor_jobs j ON j.id = w.id
+WHERE j.id IS NULL OR j.status <> 'processing' OR j.lease_token <> w.token
+""")
+
+
+def extend_leases(tx: Tx, held: Mapping[UUID, int], *, lease_s: float) -> set[UUID]:
+    """Renew leases given as id to token; returns those that are lost.
+
+    A row somebody else has locked is neither renewed nor lost: its turn comes at the next beat.
+    """
+    ids = sorted(held)
+    rows = tx.execute(
+        _EXTEND, {"ids": ids, "tokens": [held[id_] for id_ in ids], "lease_s": lease_s}
+    )
+    return set(rows.scalars())
+
+
+_HELD = """SELECT j.id, j.item_id, j.version_id, j.post_processor_id, j.attempts, j.max_attempts,
+  j.lease_token, j.crash_count, j.rerun_requested, coalesce(j.input_revision, '') AS input_revision,
+  coalesce(extract(epoch FROM clock_timestamp() - j.started_at), 0)::float8 AS ran_s,
+  j.lease_expires_at < clock_timestamp() AS lease_expired
+FROM post_processor_jobs j """
+
+_LOCK_LEASED = sa.text(
+    _HELD
+    + """JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[])) AS w(id, token)
+  ON j.id = w.id AND j.lease_token = w.token
+WHERE j.status = 'processing' ORDER BY j.id FOR UPDATE OF j"""
+)
+
+
+def lock_leased(tx: Tx, held: Mapping[UUID, int]) -> list[HeldJob]:
+    """Lock the jobs that are still ours by id and token; the absent ones are lost."""
+    ids = sorted(held)
+    rows = tx.execute(_LOCK_LEASED, {"ids": ids, "tokens": [held[id_] for id_ in ids]})
+    return [HeldJob(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def finished_by(tx: Tx, held: Mapping[UUID, int], worker_id: UUID) -> set[UUID]:
+    """Of jobs given as id to token, those whose attempt this worker has ended: the answer to a
+    lost COMMIT, read after the rows were locked."""
+    ids = sorted(held)
+    rows = tx.execute(
+        sa.text(
+            "SELECT a.job_id FROM job_attempts a "
+            "JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[])) AS w(id, token) "
+            "ON a.job_id = w.id AND a.lease_token = w.token "
+            "WHERE a.worker_id = :worker AND a.cause NOT IN ('rescued', 'cancelled')"
+        ),
+        {"ids": ids, "tokens": [held[id_] for id_ in ids], "worker": worker_id},
+    )
+    return set(rows.scalars())
+
+
+_MOVE = sa.text("""
+WITH m AS (
+  SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[]), CAST(:statuses AS text[]),
+    CAST(:delays AS float8[]), CAST(:attempts AS int[]), CAST(:crashes AS int[]),
+    CAST(:reasons AS text[]), CAST(:errors AS text[]), CAST(:causes AS text[]),
+    CAST(:drops AS text[]))
+  AS m(id, token, status, delay_s, attempts, crashes, reason, error, cause, dropped)),
+history AS (
+  INSERT INTO job_attempts
+    (job_id, lease_token, attempt, worker_id, started_at, ended_at, cause, reason, error)
+  SELECT j.id, j.lease_token, j.attempts, j.lease_owner, j.started_at, clock_timestamp(),
+    m.cause, m.reason, m.error
+  FROM m JOIN post_processor_jobs j ON j.id = m.id
+  WHERE j.lease_token = m.token AND j.status = 'processing')
+UPDATE post_processor_jobs j SET
+  status = m.status, attempts = m.attempts, crash_count = m.crashes, reason = m.reason,
+  error = m.error, dropped = coalesce(CAST(m.dropped AS jsonb), j.dropped),
+  lease_owner = NULL, lease_expires_at = NULL, batch_id = NULL, deadline_at = NULL,
+  rerun_requested = false,
+  run_at = CASE WHEN m.status = 'pending'
+    THEN clock_timestamp() + make_interval(secs => m.delay_s) ELSE j.run_at END,
+  completed_at = CASE WHEN m.status IN ('completed', 'failed') THEN clock_timestamp() END
+FROM m WHERE j.id = m.id AND j.lease_token = m.token AND j.status = 'processing'
+""")
+
+
+def move(tx: Tx, moves: Sequence[Move]) -> int:
+    """Take processing jobs along their decided edges and append their attempts to the history.
+
+    Guarded by id, token and status although the caller holds the locks. Returns rows moved.
+    """
+    return tx.execute(
+        _MOVE,
+        {
+            "ids": [m.job.id for m in moves],
+            "tokens": [m.job.lease_token for m in moves],
+            "statuses": [m.transition.to.value for m in moves],
+            "delays": [m.transition.delay_s for m in moves],
+            "attempts": [m.transition.attempts for m in moves],
+            "crashes": [m.transition.crash_count for m in moves],
+            "reasons": [m.transition.reason for m in moves],
+            "errors": [m.transition.error for m in moves],
+            "causes": [m.transition.cause for m in moves],
+            "drops": [m.dropped for m in moves],
+        },
+    ).rowcount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """A pending job that was failed because an earlier one of its item failed."""
+
+    id: UUID
+    item_id: UUID
+    post_processor: str
+    attempts: int
+    lease_token: int
+
+
+_STOP_SUCCESSORS = sa.text("""
+UPDATE post_processor_jobs j SET status = 'failed', reason = 'predecessor_failed', ready = false,
+  error = 'not run: ' || f.name || ' failed before it and says stop',
+  completed_at = clock_timestamp()
+FROM (SELECT e.item_id, e.version_id, e."order", p.name
+  FROM post_processor_jobs e JOIN post_processors p ON p.id = e.post_processor_id
+  WHERE e.id = ANY(:failed) AND e.status = 'failed' AND p.on_failure = 'stop') f
+WHERE j.item_id = f.item_id AND j.version_id = f.version_id AND j."order" > f."order"
+  AND j.status = 'pending'
+RETURNING j.id, j.item_id, j.attempts, j.lease_token,
+  (SELECT p.name FROM post_processors p WHERE p.id = j.post_processor_id) AS post_processor
+""")
+
+
+def stop_successors(tx: Tx, failed: Sequence[UUID]) -> list[Stopped]:
+    """Fail the pending later jobs of items whose earlier job failed and says stop."""
+    rows = tx.execute(_STOP_SUCCESSORS, {"failed": list(failed)})
+    return [Stopped(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+_RECOMPUTE = sa.text("""
+UPDATE post_processor_jobs j SET ready = r.ready,
+  run_at = CASE WHEN r.ready THEN greatest(j.run_at, clock_timestamp()) ELSE j.run_at END
+FROM (SELECT p.id, NOT EXISTS (
+    SELECT 1 FROM post_processor_jobs l
+    WHERE l.item_id = p.item_id AND l.version_id = p.version_id
+      AND l.status IN ('pending','processing') AND l."order" < p."order") AS ready
+  FROM post_processor_jobs p
+  WHERE p.item_id = ANY(:items) AND p.status = 'pending') r
+WHERE j.id = r.id AND j.ready <> r.ready AND j.status = 'pending'
+RETURNING j.post_processor_id, j.ready
+""")
+
+
+def recompute_ready(tx: Tx, item_ids: Sequence[UUID]) -> set[UUID]:
+    """Make pending jobs ready when every job of lower order of their item is over, and unready
+    those in front of which one lives again. The items must be locked, in an earlier statement.
+
+    Returns the post-processors that got a ready job.
+    """
+    rows = tx.execute(_RECOMPUTE, {"items": sorted(set(item_ids))}).all()
+    return {row.post_processor_id for row in rows if row.ready}
+
+
+# An expired lease frees a dead worker's job; a passed deadline frees a hung one's.
+EXPIRED = sa.text("""
+SELECT id, item_id FROM post_processor_jobs
+WHERE status = 'processing'
+  AND (lease_expires_at < clock_timestamp() OR deadline_at < clock_timestamp())
+ORDER BY post_processor_id, id LIMIT :n
+""")
+
+
+def find_expired(tx: Tx, *, limit: int) -> list[tuple[UUID, UUID]]:
+    """Candidates for rescue as (job, item), read without locks."""
+    return [(row.id, row.item_id) for row in tx.execute(EXPIRED, {"n": limit})]
+
+
+_LOCK_EXPIRED = sa.text(
+    _HELD
+    + """WHERE j.id = ANY(:ids) AND j.status = 'processing'
+  AND (j.lease_expires_at < clock_timestamp() OR j.deadline_at < clock_timestamp())
+ORDER BY j.id FOR UPDATE OF j SKIP LOCKED"""
+)
+
+
+def lock_expired(tx: Tx, ids: Sequence[UUID]) -> list[HeldJob]:
+    """Lock candidates for rescue, checking again under the lock that their lease is over."""
+    rows = tx.execute(_LOCK_EXPIRED, {"ids": sorted(ids)})
+    return [HeldJob(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+DUE = sa.text("""
+SELECT p.id,
+  (SELECT min(first.run_at) FROM (VALUES (0), (1)) AS v(priority) CROSS JOIN LATERAL (
+     SELECT j.run_at FROM post_processor_jobs j
+     WHERE j.post_processor_id = p.id AND j.status = 'pending' AND j.ready
+       AND j.priority = v.priority
+     ORDER BY j.run_at LIMIT 1) first) AS first_run_at,
+  clock_timestamp() AS now
+FROM post_processors p
+WHERE p.enabled AND NOT p.paused_by_operator AND p.deleted_at IS NULL
+  AND (p.circuit_until IS NULL OR p.circuit_until <= now())
+""")
+
+
+def find_due(tx: Tx) -> tuple[list[UUID], float | None]:
+    """Post-processors with a job due now, longest waiting first, and seconds until the next
+    later one (None when there is none)."""
+    due: list[tuple[datetime, UUID]] = []
+    wait: float | None = None
+    for row in tx.execute(DUE):
+        if row.first_run_at is None:
+            continue
+        if row.first_run_at <= row.now:
+            due.append((row.first_run_at, row.id))
+        else:
+            ahead = (row.first_run_at - row.now).total_seconds()
+            wait = ahead if wait is None else min(wait, ahead)
+    return [id_ for _, id_ in sorted(due)], wait
+
+
+def find_stuck(tx: Tx, *, limit: int) -> list[UUID]:
+    """Items with a pending job that waits although no job of lower order lives."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT DISTINCT p.item_id FROM post_processor_jobs p "
+            "WHERE p.status = 'pending' AND NOT p.ready AND NOT EXISTS ("
+            "SELECT 1 FROM post_processor_jobs l WHERE l.item_id = p.item_id "
+            "AND l.version_id = p.version_id AND l.status IN ('pending','processing') "
+            'AND l."order" < p."order") LIMIT :n'
+        ),
+        {"n": limit},
+    )
+    return list(rows.scalars())
+
+
+def names_of(tx: Tx, post_processor_ids: Collection[UUID]) -> dict[UUID, str]:
+    """Names of post-processors, deleted ones included."""
+    rows = tx.execute(
+        sa.text("SELECT id, name FROM post_processors WHERE id = ANY(:ids)"),
+        {"ids": list(post_processor_ids)},
+    )
+    return {row.id: row.name for row in rows}

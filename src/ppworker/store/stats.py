@@ -1,0 +1,154 @@
+"""Label stats: base counters plus signed deltas that are not folded yet; a read sums both."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from ppworker.domain.stats import StatDelta
+from ppworker.store import bulk
+from ppworker.store.db import Tx
+from ppworker.store.tables import label_stat_deltas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStat:
+    """Counts of one row of a split.
+
+    ``bucket`` is ``label``, ``unlabelled`` (items without any annotation) or ``total``.
+    """
+
+    split_id: UUID
+    bucket: str
+    label_id: UUID | None
+    annotation_count: int
+    item_count: int
+
+
+_COLUMNS = ("split_id", "bucket", "label_id", "annotation_count", "item_count")
+
+
+def append_deltas(tx: Tx, deltas: Sequence[StatDelta]) -> None:
+    """Record signed changes in the transaction that makes them."""
+    bulk.insert(
+        tx,
+        label_stat_deltas,
+        _COLUMNS,
+        [[getattr(delta, name) for name in _COLUMNS] for delta in deltas],
+    )
+
+
+_FOLD = sa.text("""
+WITH taken AS (
+  DELETE FROM label_stat_deltas WHERE id IN (
+    SELECT id FROM label_stat_deltas ORDER BY id LIMIT :n FOR UPDATE SKIP LOCKED)
+  RETURNING split_id, bucket, label_id, annotation_count, item_count),
+written AS (
+  INSERT INTO label_stats AS s (split_id, bucket, label_id, annotation_count, item_count)
+  SELECT split_id, bucket, label_id, sum(annotation_count), sum(item_count)
+  FROM taken GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+  ON CONFLICT (split_id, bucket, label_id) DO UPDATE SET
+    annotation_count = s.annotation_count + excluded.annotation_count,
+    item_count = s.item_count + excluded.item_count, updated_at = now())
+SELECT count(*) FROM taken
+""")
+
+
+def fold(tx: Tx, *, limit: int) -> int:
+    """Fold up to ``limit`` deltas into the base rows, keys in order; returns how many."""
+    return int(tx.execute(_FOLD, {"n": limit}).scalar_one())
+
+
+_CURRENT = """
+SELECT split_id, bucket, label_id,
+  sum(annotation_count)::bigint AS annotation_count, sum(item_count)::bigint AS item_count
+FROM (
+  SELECT split_id, bucket, label_id, annotation_count, item_count FROM label_stats
+  WHERE split_id = ANY(:splits)
+  UNION ALL
+  SELECT split_id, bucket, label_id, annotation_count, item_count FROM label_stat_deltas
+  WHERE split_id = ANY(:splits)) both_kinds
+GROUP BY 1, 2, 3
+"""
+
+_COUNTED = """
+SELECT m.split_id, 'total' AS bucket, NULL::uuid AS label_id,
+  coalesce(sum(m.n), 0)::bigint AS annotation_count, count(*) AS item_count
+FROM members m GROUP BY m.split_id
+UNION ALL
+SELECT m.split_id, 'unlabelled', NULL, 0, count(*) FILTER (WHERE m.n = 0)
+FROM members m GROUP BY m.split_id
+UNION ALL
+SELECT s.split_id, 'label', a.label_id, count(*), count(DISTINCT a.item_id)
+FROM item_splits s JOIN annotations a
+  ON a.item_id = s.item_id AND a.version_id = s.version_id AND a.deleted_at IS NULL
+WHERE s.split_id = ANY(:splits) GROUP BY s.split_id, a.label_id
+"""
+
+_MEMBERS = """
+members AS MATERIALIZED (
+  SELECT s.split_id, s.item_id, count(a.id) AS n
+  FROM item_splits s LEFT JOIN annotations a
+    ON a.item_id = s.item_id AND a.version_id = s.version_id AND a.deleted_at IS NULL
+  WHERE s.split_id = ANY(:splits) GROUP BY s.split_id, s.item_id)
+"""
+
+
+def read_stats(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
+    """Exact stats of splits, base and deltas summed in one statement."""
+    rows = tx.execute(sa.text(_CURRENT), {"splits": list(split_ids)})
+    return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
+
+
+def recount(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
+    """The same figures counted anew from memberships and annotations."""
+    rows = tx.execute(sa.text(f"WITH {_MEMBERS} {_COUNTED}"), {"splits": list(split_ids)})
+    return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
+
+
+_DRIFT = f"""
+WITH {_MEMBERS},
+counted AS ({_COUNTED}),
+current AS ({_CURRENT})
+SELECT split_id, bucket, label_id,
+  sum(annotation_count)::bigint AS annotation_count, sum(item_count)::bigint AS item_count
+FROM (
+  SELECT * FROM counted
+  UNION ALL
+  SELECT split_id, bucket, label_id, -annotation_count, -item_count FROM current) d
+GROUP BY 1, 2, 3 HAVING sum(annotation_count) <> 0 OR sum(item_count) <> 0
+"""
+
+
+def find_drift(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
+    """What must be added to each row to make it equal a recount; one statement, one snapshot."""
+    rows = tx.execute(sa.text(_DRIFT), {"splits": list(split_ids)})
+    return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
+
+
+def lock_rebuild(tx: Tx, split_id: UUID) -> None:
+    """Let one rebuild of a split run at a time; a statement of its own, before ``find_drift``."""
+    tx.execute(
+        sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),
+        {"key": f"ppworker.stats.{split_id}"},
+    )
+
+
+def list_split_ids(tx: Tx) -> list[UUID]:
+    """Every split there is."""
+    return list(tx.execute(sa.text("SELECT id FROM dataset_splits ORDER BY id")).scalars())
+
+
+_BUCKET_ORDER = {"label": 0, "unlabelled": 1, "total": 2}
+
+
+def _sorted(stats: Iterable[LabelStat]) -> list[LabelStat]:
+    """Labels first, then the unlabelled row, then the total, split by split.
+
+    Rows that came to nothing are left out, so that a recount compares by ``==``.
+    """
+    return sorted(
+        (s for s in stats if s.annotation_count or s.item_count),
+        key=lambda s: (s.split_id, _BUCKET_ORDER[s.bucket], str(s.label_id)),
+    )

@@ -1,0 +1,439 @@
+"""The schema on one page: every table, constraint and index.
+
+Keys are UUIDv7 made by us; users, datasets and versions also carry an integer public key for other
+wire dialects. Times are with time zone and come from the database. Migrations build exactly this;
+a test compares the two.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, MetaData, Table, UniqueConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import UUID as PgUuid
+from sqlalchemy.types import BigInteger, Boolean, Double, Integer, SmallInteger, Text
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s",
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s",
+    }
+)
+
+Uuid = PgUuid(as_uuid=True)
+Time = TIMESTAMP(timezone=True)
+NOW = sa.text("now()")
+
+
+def _id() -> Column[object]:
+    return Column("id", Uuid, primary_key=True)
+
+
+def _public_id() -> Column[int]:
+    return Column("public_id", BigInteger, sa.Identity(always=True), nullable=False, unique=True)
+
+
+def _times() -> list[Column[object]]:
+    return [
+        Column("created_at", Time, nullable=False, server_default=NOW),
+        Column("updated_at", Time, nullable=False, server_default=NOW),
+    ]
+
+
+users = Table(
+    "users",
+    metadata,
+    _id(),
+    _public_id(),
+    Column("username", Text, nullable=False, unique=True),
+    *_times(),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    _id(),
+    _public_id(),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("content_type", Text, nullable=False, server_default="documents"),
+    Column("multi_label", Boolean, nullable=False, server_default=sa.text("true")),
+    *_times(),
+    Column("deleted_at", Time),
+    # One live name per owner, so that people may name a dataset instead of quoting its id.
+    Index(
+        "datasets_live_name",
+        "user_id",
+        "name",
+        unique=True,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    ),
+)
+
+dataset_versions = Table(
+    "dataset_versions",
+    metadata,
+    _id(),
+    _public_id(),
+    Column("dataset_id", Uuid, ForeignKey("datasets.id"), nullable=False, index=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("default_split", Uuid),
+    Column("config", Text, nullable=False, server_default=""),
+    *_times(),
+    Column("deleted_at", Time),
+)
+
+dataset_splits = Table(
+    "dataset_splits",
+    metadata,
+    _id(),
+    Column("version_id", Uuid, ForeignKey("dataset_versions.id"), nullable=False),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    *_times(),
+    UniqueConstraint("version_id", "name"),
+    UniqueConstraint("id", "version_id"),
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    _id(),
+    Column("version_id", Uuid, ForeignKey("dataset_versions.id"), nullable=False),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("normalised_name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("color", Text, nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("shortcut", Text, nullable=False, server_default=""),
+    Column("post_processor_id", Uuid),  # who created it, None for a person
+    *_times(),
+    UniqueConstraint("version_id", "normalised_name"),
+    UniqueConstraint("version_id", "index"),
+    UniqueConstraint("id", "version_id"),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
+)
+
+dataset_items = Table(
+    "dataset_items",
+    metadata,
+    _id(),
+    Column("dataset_id", Uuid, ForeignKey("datasets.id"), nullable=False),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("text", Text),
+    Column("text_sha256", Text),
+    Column("extension", Text, nullable=False, server_default=""),
+    Column("media_type", Text, nullable=False, server_default=""),
+    Column("content_sha256", Text, ForeignKey("blobs.sha256")),
+    Column("size_bytes", BigInteger),
+    Column("width", Integer),  # of the upright image, pixels
+    Column("height", Integer),
+    Column("duration_s", Double),
+    Column("page_count", Integer),
+    Column("metadata", Text, nullable=False, server_default=""),
+    Column("version", Integer, nullable=False, server_default="0"),  # +1 at each change
+    *_times(),
+    Column("deleted_at", Time),
+    CheckConstraint("(text IS NULL) = (text_sha256 IS NULL)", name="text_has_hash"),
+    CheckConstraint("(content_sha256 IS NULL) = (size_bytes IS NULL)", name="file_has_size"),
+    Index("dataset_items_dataset", "dataset_id", "created_at", "id"),
+)
+
+item_splits = Table(
+    "item_splits",
+    metadata,
+    Column("split_id", Uuid, nullable=False),
+    Column("item_id", Uuid, ForeignKey("dataset_items.id"), nullable=False),
+    Column("version_id", Uuid, nullable=False),
+    sa.PrimaryKeyConstraint("split_id", "item_id"),
+    sa.ForeignKeyConstraint(
+        ["split_id", "version_id"], ["dataset_splits.id", "dataset_splits.version_id"]
+    ),
+    Index("item_splits_item", "item_id", "version_id"),
+)
+
+annotations = Table(
+    "annotations",
+    metadata,
+    _id(),
+    Column("version_id", Uuid, nullable=False),
+    Column("item_id", Uuid, ForeignKey("dataset_items.id"), nullable=False),
+    Column("label_id", Uuid, nullable=False),
+    Column("split_id", Uuid),  # provenance only: stats count memberships
+    Column("user_id", Uuid, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("geometry", JSONB),
+    Column("coordinates", Text, nullable=False, server_default=""),
+    Column("text", Text),
+    Column("page", Integer),
+    Column("score", Double),
+    Column("source", Text, nullable=False),
+    Column("post_processor_id", Uuid),
+    Column("job_id", Uuid),  # no foreign key: jobs are pruned, annotations stay
+    Column("model_version", Text, nullable=False, server_default=""),
+    Column("review", Text, nullable=False, server_default="suggested"),
+    Column("fingerprint", Text),  # of the model's own prediction; None for a person's
+    *_times(),
+    Column("deleted_at", Time),  # tombstone of a suggestion that a person deleted
+    # A label of another version cannot be attached; the version row itself is never locked.
+    sa.ForeignKeyConstraint(["label_id", "version_id"], ["labels.id", "labels.version_id"]),
+    CheckConstraint(
+        "kind IN ('class','bbox','polygon','keypoints','span','segment')", name="known_kind"
+    ),
+    CheckConstraint("source IN ('human','model','inference','import')", name="known_source"),
+    CheckConstraint("review IN ('suggested','accepted','edited','rejected')", name="known_review"),
+    CheckConstraint("score BETWEEN 0 AND 1", name="score_in_range"),
+    CheckConstraint("(source = 'human') = (post_processor_id IS NULL)", name="model_has_author"),
+    CheckConstraint("(post_processor_id IS NULL) = (fingerprint IS NULL)", name="has_fingerprint"),
+    # Serves look-ups by item and makes a doubled model output impossible; persons' rows have no
+    # fingerprint and so never collide.
+    Index(
+        "annotations_item_output",
+        "item_id",
+        "version_id",
+        "post_processor_id",
+        "fingerprint",
+        unique=True,
+    ),
+)
+
+label_stats = Table(
+    "label_stats",
+    metadata,
+    Column("split_id", Uuid, nullable=False),
+    Column("bucket", Text, nullable=False),
+    Column("label_id", Uuid),
+    Column("annotation_count", BigInteger, nullable=False),
+    Column("item_count", BigInteger, nullable=False),
+    Column("updated_at", Time, nullable=False, server_default=NOW),
+    CheckConstraint("bucket IN ('label','unlabelled','total')", name="known_bucket"),
+    CheckConstraint("(bucket = 'label') = (label_id IS NOT NULL)", name="label_has_id"),
+    Index(
+        "label_stats_key",
+        "split_id",
+        "bucket",
+        "label_id",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+    ),
+)
+
+label_stat_deltas = Table(
+    "label_stat_deltas",
+    metadata,
+    Column("id", BigInteger, sa.Identity(always=True), primary_key=True),
+    Column("split_id", Uuid, nullable=False),
+    Column("bucket", Text, nullable=False),
+    Column("label_id", Uuid),
+    Column("annotation_count", Integer, nullable=False),
+    Column("item_count", Integer, nullable=False),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    Index("label_stat_deltas_split", "split_id"),
+)
+
+post_processors = Table(
+    "post_processors",
+    metadata,
+    _id(),
+    Column("dataset_id", Uuid, ForeignKey("datasets.id"), nullable=False),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("model_type", Text, nullable=False),
+    Column("runner", Text, nullable=False),
+    Column("runner_config", JSONB, nullable=False, server_default="{}"),
+    Column("reads", Text, nullable=False),
+    Column("media_types", ARRAY(Text), nullable=False),
+    Column("enabled", Boolean, nullable=False, server_default=sa.text("true")),
+    Column("order", Integer, nullable=False, server_default="0"),
+    Column("output_target", Text, nullable=False),
+    Column("auto_create_labels", Boolean, nullable=False, server_default=sa.text("true")),
+    Column("max_new_labels", Integer, nullable=False, server_default="100"),
+    Column("confidence_threshold", Double, nullable=False, server_default="0"),
+    Column("keep_unscored", Boolean, nullable=False, server_default=sa.text("true")),
+    Column("file_types", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("splits", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("label_mapping", JSONB, nullable=False, server_default="{}"),
+    Column("label_prefix", Text, nullable=False, server_default=""),
+    Column("batch_size", Integer, nullable=False, server_default="200"),
+    Column("concurrency_cap", Integer),
+    Column("timeout_s", Double, nullable=False, server_default="300"),
+    Column("max_attempts", SmallInteger, nullable=False, server_default="3"),
+    Column("on_failure", Text, nullable=False, server_default="continue"),
+    Column("paused_by_operator", Boolean, nullable=False, server_default=sa.text("false")),
+    Column("circuit_until", Time),  # pause by repeated failures; neither pause lifts the other
+    *_times(),
+    Column("deleted_at", Time),
+    CheckConstraint("confidence_threshold BETWEEN 0 AND 1", name="threshold_in_range"),
+    CheckConstraint("output_target IN ('text','annotations','both')", name="known_target"),
+    CheckConstraint("on_failure IN ('continue','stop')", name="known_on_failure"),
+    CheckConstraint("reads IN ('file','text','any')", name="known_reads"),
+    CheckConstraint("batch_size BETWEEN 1 AND 1000", name="batch_size_in_range"),
+    CheckConstraint("max_attempts BETWEEN 1 AND 100", name="max_attempts_in_range"),
+    CheckConstraint("concurrency_cap >= 1", name="cap_is_positive"),
+    Index(
+        "post_processors_live_name",
+        "dataset_id",
+        "name",
+        unique=True,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    ),
+)
+
+post_processor_jobs = Table(
+    "post_processor_jobs",
+    metadata,
+    _id(),
+    Column("post_processor_id", Uuid, ForeignKey("post_processors.id"), nullable=False),
+    Column("item_id", Uuid, ForeignKey("dataset_items.id"), nullable=False),
+    Column("version_id", Uuid, nullable=False),
+    Column("user_id", Uuid, nullable=False),
+    Column("status", Text, nullable=False, server_default="pending"),
+    Column("ready", Boolean, nullable=False),
+    Column("order", Integer, nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("run_at", Time, nullable=False, server_default=NOW),
+    Column("attempts", SmallInteger, nullable=False, server_default="0"),
+    Column("max_attempts", SmallInteger, nullable=False),
+    Column("lease_token", BigInteger, nullable=False, server_default="0"),
+    Column("lease_owner", Uuid),
+    Column("batch_id", Uuid),
+    Column("lease_expires_at", Time),  # in no index, so that heartbeats stay heap-only
+    Column("deadline_at", Time),
+    Column("input_revision", Text),
+    Column("rerun_requested", Boolean, nullable=False, server_default=sa.text("false")),
+    Column("crash_count", SmallInteger, nullable=False, server_default="0"),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("error", Text, nullable=False, server_default=""),
+    Column("dropped", JSONB),  # predictions not applied, counted by reason
+    Column("traceparent", Text),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    Column("started_at", Time),
+    Column("completed_at", Time),
+    CheckConstraint(
+        "status IN ('pending','processing','completed','failed')", name="known_status"
+    ),
+    CheckConstraint("priority IN (0, 1)", name="known_priority"),  # interactive, bulk
+    CheckConstraint("attempts BETWEEN 0 AND max_attempts", name="attempts_in_range"),
+    CheckConstraint("status <> 'pending' OR attempts < max_attempts", name="pending_can_run"),
+    CheckConstraint("(status = 'processing') = (lease_owner IS NOT NULL)", name="lease_matches"),
+    CheckConstraint(
+        "(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_has_expiry"
+    ),
+    CheckConstraint(
+        "(status IN ('completed','failed')) = (completed_at IS NOT NULL)", name="end_matches"
+    ),
+    CheckConstraint("NOT rerun_requested OR status = 'processing'", name="rerun_is_running"),
+    Index(
+        "post_processor_jobs_claim",
+        "post_processor_id",
+        "priority",
+        "run_at",
+        "id",
+        postgresql_where=sa.text("status = 'pending' AND ready"),
+    ),
+    Index(
+        "post_processor_jobs_live",
+        "item_id",
+        "version_id",
+        "post_processor_id",
+        unique=True,
+        postgresql_where=sa.text("status IN ('pending','processing')"),
+    ),
+    Index(
+        "post_processor_jobs_inflight",
+        "post_processor_id",
+        "id",
+        postgresql_where=sa.text("status = 'processing'"),
+    ),
+    Index(
+        "post_processor_jobs_failed",
+        "post_processor_id",
+        "id",
+        postgresql_where=sa.text("status = 'failed'"),
+    ),
+    # Jobs that wait for an earlier one, for the sweep that repairs a missed wake-up.
+    Index(
+        "post_processor_jobs_waiting",
+        "item_id",
+        postgresql_where=sa.text("status = 'pending' AND NOT ready"),
+    ),
+    Index("post_processor_jobs_item", "item_id", "version_id"),
+    postgresql_with={
+        "fillfactor": 80,
+        "autovacuum_vacuum_scale_factor": 0.02,
+        "autovacuum_vacuum_threshold": 200,
+        "autovacuum_analyze_scale_factor": 0.02,
+        "autovacuum_vacuum_cost_limit": 2000,
+        "autovacuum_vacuum_cost_delay": 1,
+    },
+)
+
+job_results = Table(
+    "job_results",
+    metadata,
+    # By (version, item, post-processor), not by job: results outlive pruned jobs.
+    Column("version_id", Uuid, nullable=False),
+    Column("item_id", Uuid, ForeignKey("dataset_items.id"), nullable=False),
+    Column("post_processor_id", Uuid, nullable=False),
+    Column("job_id", Uuid, nullable=False),
+    Column("raw", JSONB, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("input_revision", Text, nullable=False),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    sa.PrimaryKeyConstraint("item_id", "version_id", "post_processor_id"),
+)
+
+job_attempts = Table(
+    "job_attempts",
+    metadata,
+    # Append-only history, one row at the end of each attempt.
+    Column("job_id", Uuid, nullable=False),
+    Column("lease_token", BigInteger, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("worker_id", Uuid, nullable=False),
+    Column("started_at", Time, nullable=False),
+    Column("ended_at", Time, nullable=False),
+    Column("cause", Text, nullable=False),  # one of domain.job.EDGES
+    Column("reason", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    sa.PrimaryKeyConstraint("job_id", "lease_token"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", Uuid, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("request_sha256", Text, nullable=False),
+    Column("item_ids", ARRAY(Uuid), nullable=False),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    sa.PrimaryKeyConstraint("user_id", "key"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),  # random per boot
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("started_at", Time, nullable=False, server_default=NOW),
+    Column("seen_at", Time, nullable=False, server_default=NOW),
+)

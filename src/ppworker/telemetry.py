@@ -1,0 +1,197 @@
+"""Turns events into log lines, one for each edge of a job; nothing else logs state changes.
+
+JSON lines for machines, readable lines on a terminal, secrets redacted in both.
+"""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import fields
+from typing import IO, Any
+from uuid import UUID
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from ppworker import __version__
+from ppworker.domain.events import Event, JobMoved, LabelsCreated, LeaseRefused, StatsRebuilt
+from ppworker.settings import Settings
+
+REDACTED = "[redacted]"
+_SECRET_KEY = re.compile(r"(?i)(passw|secret|token$|api_?key|authorization|credential|dsn)")
+_NOT_SECRET = frozenset({"lease_token"})
+_SECRET_VALUE = re.compile(
+    r"(?i)(?<=://)[^/@\s]*:[^/@\s]*(?=@)"  # user:password in a URL
+    r"|(?<=bearer )[\w.~+/=-]{8,}"
+    r"|\bsk-[\w-]{16,}"
+    r"|(?<=password=)[^\s&'\"]+"
+)
+
+_NAMES = {
+    JobMoved: "job.moved",
+    LeaseRefused: "job.lease_refused",
+    LabelsCreated: "labels.created",
+    StatsRebuilt: "stats.rebuilt",
+}
+_WARNINGS = frozenset({"rescued", "crashed"})
+_EDGE_NAMES = {"source": "from", "to": "to", "job_id": "job", "item_id": "item"}
+
+
+def configure(settings: Settings, *, worker_id: UUID | None = None, out: IO[str] | None = None) -> None:
+    """Set up logging for this process: ours through structlog, libraries' through the same lines.
+
+    Args:
+        settings: level and format.
+        worker_id: named in every line when this process is a worker.
+        out: where lines go; standard error by default.
+    """
+    stream = out or sys.stderr
+    is_text = settings.log_format == "text" or (
+        settings.log_format == "auto" and hasattr(stream, "isatty") and stream.isatty()
+    )
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    shared = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        redact,
+    ]
+    context: dict[str, Any] = {"service": "ppworker", "version": __version__}
+    if worker_id is not None:
+        context["worker"] = str(worker_id)
+    if is_text:
+        context = {}
+        last: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    else:
+        last = structlog.processors.JSONRenderer(serializer=_dumps)
+    structlog.configure(
+        processors=[*shared, last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    global _log  # noqa: PLW0603  one logger per process, bound once
+    _log = structlog.get_logger().bind(**context)
+    handler = _FromLibraries()
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Their chatter about normal work is not ours to print.
+    for name in ("alembic", "PIL", "fakeredis", "asyncio"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+_log: Any = structlog.get_logger()
+
+
+def emit(events: Sequence[Event]) -> None:
+    """Log facts, one line each. Never raises: a full disk of logs must not fail a job."""
+    try:
+        for event in events:
+            _emit(event)
+    except Exception:  # noqa: BLE001  logging must never decide what becomes of a job
+        _count_lost(len(events))
+
+
+lost_lines = 0
+"""Log lines that could not be written."""
+
+
+def _count_lost(lines: int) -> None:
+    global lost_lines  # noqa: PLW0603  a counter of the process
+    lost_lines += lines
+
+
+def _emit(event: Event) -> None:
+    if isinstance(event, JobMoved):
+        line: dict[str, Any] = {
+            "job": str(event.job_id),
+            "item": str(event.item_id),
+            "post_processor": event.post_processor,
+            "attempt": event.attempt,
+            "lease_token": event.lease_token,
+            "from": event.source,
+            "to": event.to,
+            "cause": event.cause,
+            "reason": event.reason,
+            "seconds": None if event.seconds is None else round(event.seconds, 4),
+        }
+        if event.error:
+            line["error"] = event.error[:500]
+        if event.cause in _WARNINGS:
+            _log.warning("job.moved", **line)
+        else:
+            _log.info("job.moved", **line)
+        return
+    values = {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
+    named = {_EDGE_NAMES.get(name, name): value for name, value in values.items()}
+    if isinstance(event, LeaseRefused | StatsRebuilt):
+        _log.warning(_NAMES[type(event)], **named)
+    else:
+        _log.info(_NAMES[type(event)], **named)
+
+
+def warn(event: str, **values: Any) -> None:
+    """Log something about the process itself that people should look at."""
+    _log.warning(event, **values)
+
+
+def info(event: str, **values: Any) -> None:
+    """Log something about the process itself."""
+    _log.info(event, **values)
+
+
+def redact(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Structlog processor: hide what looks like a secret, by its key or by its form."""
+    for key, value in line.items():
+        line[key] = redacted(value, key)
+    return line
+
+
+def redacted(value: Any, key: str = "") -> Any:
+    """The value with secrets hidden, through nested mappings and lists."""
+    if key and key not in _NOT_SECRET and value and _SECRET_KEY.search(key):
+        return REDACTED
+    if isinstance(value, str):
+        return _SECRET_VALUE.sub(REDACTED, value) if _may_hide_secret(value) else value
+    if isinstance(value, Mapping):
+        return {k: redacted(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(v) for v in value]
+    return value
+
+
+def _may_hide_secret(value: str) -> bool:
+    """A quick look that spares most strings the regular expression."""
+    return len(value) > 12 and ("@" in value or "=" in value or " " in value or "sk-" in value)  # noqa: PLR2004
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, UUID):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _dumps(line: MutableMapping[str, Any], **_: Any) -> str:
+    return _ENCODER.encode(line)
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=str, ensure_ascii=False)
+
+
+class _FromLibraries(logging.Handler):
+    """Carries lines of the standard library's logging into ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            method = getattr(_log, record.levelname.lower(), _log.info)
+            extra: dict[str, Any] = {"logger": record.name}
+            if record.exc_info and record.exc_info[1] is not None:
+                extra["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"[:500]
+                extra["trace"] = logging.Formatter().formatException(record.exc_info)[-4000:]
+            method(record.getMessage(), **extra)
+        except Exception:  # noqa: BLE001  as in emit
+            _count_lost(1)
+
+

@@ -1,0 +1,97 @@
+"""Keeps this process's leases alive: one statement a beat, whatever their number."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from uuid import UUID
+
+from ppworker.errors import StoreUnavailable
+from ppworker.store.jobs import ClaimedJob
+
+log = logging.getLogger(__name__)
+
+BEATS_PER_LEASE = 3
+"""Renewals within the life of a lease, so that one or two may fail."""
+
+
+class Heartbeat:
+    """The leases this process holds, and the thread that renews them.
+
+    Args:
+        extend: renews leases given as job id to token and returns the ids of those that are lost.
+        beat_seen: marks this process as alive in the register of workers; called at each beat.
+        lease_s: life of a lease in seconds.
+    """
+
+    def __init__(
+        self,
+        extend: Callable[[Mapping[UUID, int]], set[UUID]],
+        beat_seen: Callable[[], None],
+        *,
+        lease_s: float,
+    ) -> None:
+        self._extend = extend
+        self._beat_seen = beat_seen
+        self._period_s = lease_s / BEATS_PER_LEASE
+        self._lock = threading.Lock()
+        self._held: dict[UUID, tuple[UUID, UUID, int]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; waits for a beat in flight."""
+        self._ended.set()
+        self._thread.join(timeout=5)
+
+    @contextmanager
+    def holding(self, post_processor_id: UUID, jobs: Sequence[ClaimedJob]) -> Iterator[None]:
+        """Keep the leases of a batch alive while it runs."""
+        with self._lock:
+            for job in jobs:
+                self._held[job.id] = (post_processor_id, job.item_id, job.lease_token)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for job in jobs:
+                    self._held.pop(job.id, None)
+
+    def held(self) -> dict[UUID, tuple[UUID, UUID, int]]:
+        """Leases held now: job to (post-processor, item, token)."""
+        with self._lock:
+            return dict(self._held)
+
+    def beat(self) -> None:
+        """Renew every lease once and forget those that are lost."""
+        held = self.held()
+        self._beat_seen()
+        if not held:
+            return
+        lost = self._extend({id_: token for id_, (_, _, token) in held.items()})
+        if lost:
+            log.warning("%d leases are lost; their answers will be refused", len(lost))
+            with self._lock:
+                for id_ in lost:
+                    # Only the lease that was asked about: the job may have been claimed anew here.
+                    if self._held.get(id_) == held[id_]:
+                        del self._held[id_]
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._ended.wait(self._period_s * random.uniform(0.8, 1.0)):  # noqa: S311
+            try:
+                self.beat()
+            except StoreUnavailable as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("leases were not renewed: %s", error)
+            except Exception:
+                log.exception("leases were not renewed")
+            else:
+                failures = 0

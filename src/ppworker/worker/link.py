@@ -1,0 +1,127 @@
+"""The hints' way through redis: offer one, take some. Every method may raise ``RedisError``.
+
+Taking goes through dramatiq's own RedisBroker, so that its producers and ours share one queue.
+"""
+
+from typing import Any, Self
+from uuid import uuid4
+
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ppworker.errors import ConfigurationError
+from ppworker.worker.hints import MAX_AGE_S, NAMESPACE, QUEUE, Hint
+
+COMMAND_TIMEOUT_S = 0.5
+"""Seconds a command may take; a redis on the same network answers in under a millisecond."""
+BLOCK_S = 0.5
+"""Seconds one blocking call may wait for a hint; stopping waits for it at most once."""
+
+_QUEUE_KEY = f"{NAMESPACE}:{QUEUE}"
+
+# Mark and message in one round trip and one step: a crash between them would leave a mark without
+# a hint, and every later hint would be swallowed until the mark expires. The two writes are the
+# layout that dramatiq's dispatch script documents (hash of bodies, list of ids).
+_OFFER = """
+if not redis.call('set', KEYS[1], '1', 'NX', 'EX', ARGV[3]) then return 0 end
+redis.call('hset', KEYS[3], ARGV[1], ARGV[2])
+redis.call('rpush', KEYS[2], ARGV[1])
+return 1
+"""
+
+
+class RedisLink:
+    """Offers and takes hints. Safe for many offering threads and one taking thread."""
+
+    def __init__(self, client: redis.Redis, blocking: redis.Redis) -> None:
+        """Build on two clients; ``blocking`` must outwait ``BLOCK_S`` on its socket."""
+        self._client = client
+        self._blocking = blocking
+        self._offer_script = client.register_script(_OFFER)
+        # Not a broker that anybody sends to: only its fetch and ack, with their bookkeeping.
+        self._stock = RedisBroker(client=client, namespace=NAMESPACE, middleware=[])  # type: ignore[no-untyped-call]
+        self._taken_key = f"{NAMESPACE}:__acks__.{self._stock.broker_id}.{QUEUE}"
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Build from a ``redis://``, ``rediss://`` or ``unix://`` URL, without connecting.
+
+        Raises:
+            ConfigurationError: the URL is malformed; the message does not repeat it.
+        """
+        try:
+            return cls(
+                _client(url, timeout_s=COMMAND_TIMEOUT_S),
+                _client(url, timeout_s=BLOCK_S + 2 * COMMAND_TIMEOUT_S),
+            )
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"PPWORKER_REDIS_URL: {type(error).__name__}") from None
+
+    def offer(self, hint: Hint) -> bool:
+        """Queue a hint unless one of its kind is queued; whether it was new. One round trip."""
+        message_id = str(uuid4())
+        body = hint.to_message(redis_message_id=message_id).encode()
+        return bool(
+            self._offer_script(
+                keys=[hint.mark, _QUEUE_KEY, f"{_QUEUE_KEY}.msgs"],
+                args=[message_id, body, MAX_AGE_S],
+            )
+        )
+
+    def take(self, limit: int, *, block_s: float) -> list[bytes | None]:
+        """Wait up to ``block_s`` seconds for messages, then fetch at most ``limit`` of them.
+
+        None stands for a message whose body is gone. Several workers wake for one message, and
+        all but one fetch nothing; the list is empty then, so they wait again.
+        """
+        if block_s > 0:
+            wait_s = max(round(block_s, 3), 0.001)  # 0 would wait for ever
+            # The head of the queue stays where it is: the fetch below takes it, if it is first.
+            arrived = self._blocking.blmove(
+                _QUEUE_KEY,
+                _QUEUE_KEY,
+                wait_s,  # type: ignore[arg-type]  # redis takes fractions
+                src="LEFT",
+                dest="LEFT",
+            )
+            if arrived is None:
+                return []
+        fetched: list[bytes | None] = self._stock.do_fetch(QUEUE, limit)
+        return fetched
+
+    def settle(self, hints: list[Hint]) -> None:
+        """Acknowledge everything taken so far and clear the marks of ``hints``.
+
+        Called before a hint is followed: acknowledging afterwards would bind the end of a slice
+        to redis, and a hint is not worth redelivery. What a stranger queued without an id, or an
+        earlier failure left behind, goes with it.
+        """
+        for message_id in self._client.smembers(self._taken_key):
+            self._stock.do_ack(QUEUE, message_id)
+        self.clear(hints)
+
+    def clear(self, hints: list[Hint]) -> None:
+        """Remove the marks, so that the next hint of each kind is queued again."""
+        if hints:
+            self._client.delete(*(hint.mark for hint in hints))
+
+    def close(self) -> None:
+        """Close the connections; never raises for a redis that is away."""
+        for client in (self._client, self._blocking):
+            client.close()
+            client.connection_pool.disconnect()
+
+
+def _client(url: str, *, timeout_s: float) -> redis.Redis:
+    pool = redis.ConnectionPool.from_url(url)
+    # After parsing, so that a time-out in the URL cannot undo ours: an upload waits for a hint.
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": COMMAND_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),  # redis-py's default waits for seconds
+        "decode_responses": False,
+    }
+    pool.connection_kwargs.update(options)
+    return redis.Redis(connection_pool=pool)

@@ -1,0 +1,160 @@
+"""One turn of a post-processor: claim, run, finish, again, until nothing is due or time is up."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from ppworker.domain.post_processor import PostProcessor
+from ppworker.errors import Invalid
+from ppworker.pipeline import execute
+from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.label_cache import LabelCache
+from ppworker.runners.base import RawAnswer, RunnerInput
+from ppworker.runners.pool import Permit, RunnerPool
+from ppworker.errors import RunnerError
+from ppworker.store import post_processors
+from ppworker.store.jobs import Bound
+from ppworker.worker.heartbeat import Heartbeat
+
+log = logging.getLogger(__name__)
+
+_GROWTH = 4
+"""Most growth of a batch over the one before it: a first figure may mislead."""
+_BOUND_LIFE_S = 1.0
+"""Seconds for which the place of the last claim is remembered."""
+_SMOOTHING = 0.5
+
+
+@dataclass(slots=True)
+class _Pace:
+    """What is known of a post-processor's speed and place in its queue."""
+
+    per_job_s: float | None = None
+    last_size: int = 1
+    bound: Bound | None = None
+    bound_at: float = 0.0
+
+
+class Loop:
+    """Turns of post-processors in one worker process, shared by its slots."""
+
+    def __init__(
+        self,
+        deps: Deps,
+        models: RunnerPool,
+        heartbeat: Heartbeat,
+        *,
+        clear_hint: Callable[[UUID], None],
+        stopping: threading.Event,
+    ) -> None:
+        self._deps = deps
+        self._models = models
+        self._heartbeat = heartbeat
+        self._labels = LabelCache(deps.db)
+        self._clear_hint = clear_hint
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self._paces: dict[UUID, _Pace] = {}
+        self._warned: set[tuple[UUID, str]] = set()
+
+    def run_slice(self, post_processor_id: UUID, recruit: Callable[[], None]) -> bool:
+        """Work on a post-processor for one time slice; whether more is due that could start now.
+
+        Calls ``recruit`` when a claim came back full, so that another slot joins.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is away; polling will bring the work back.
+        """
+        with self._deps.db.begin() as tx:
+            processor = post_processors.find_post_processor(tx, post_processor_id)
+        if processor is None:
+            self._clear_hint(post_processor_id)
+            return False
+        permit = self._permit(processor)
+        if permit is None:
+            return False
+        with permit:
+            return self._work(processor, permit, recruit)
+
+    def _work(
+        self, processor: PostProcessor, permit: Permit, recruit: Callable[[], None]
+    ) -> bool:
+        until = time.monotonic() + self._deps.settings.slice_s
+        model = _Model(self._models, permit)
+        pace = self._pace(processor.id)
+        while not self._stopping.is_set():
+            limit = self._size(processor, pace)
+            # The mark goes before the snapshot of the claim: a hint after it is not swallowed.
+            self._clear_hint(processor.id)
+            batch = execute.claim(
+                self._deps, processor, limit=limit, behind=self._bound(pace)
+            )
+            if not batch.jobs:
+                return False
+            pace.bound, pace.bound_at = batch.bound, pace.bound_at or time.monotonic()
+            if batch.is_full:
+                recruit()
+            with self._heartbeat.holding(processor.id, batch.jobs):
+                execute.run(self._deps, self._labels, processor, model, batch)
+            self._learn(pace, len(batch.jobs), model.took_s)
+            if time.monotonic() >= until:
+                return batch.is_full
+        return True
+
+    def _permit(self, processor: PostProcessor) -> Permit | None:
+        """The right to use the model, asked for before anything is claimed.
+
+        A runner that this process does not know leaves its jobs to processes that do.
+        """
+        try:
+            return self._models.acquire(processor.runner, processor.runner_config)
+        except Invalid as error:
+            self._clear_hint(processor.id)
+            if (processor.id, str(error)) not in self._warned:
+                self._warned.add((processor.id, str(error)))
+                log.warning("post-processor %s is left alone here: %s", processor.name, error)
+            return None
+
+    def _pace(self, post_processor_id: UUID) -> _Pace:
+        with self._lock:
+            return self._paces.setdefault(post_processor_id, _Pace())
+
+    def _size(self, processor: PostProcessor, pace: _Pace) -> int:
+        """About ``batch_target_s`` of model time: slow models one by one, tiny ones by hundreds."""
+        if pace.per_job_s is None:
+            return 1
+        fitting = int(self._deps.settings.batch_target_s / max(pace.per_job_s, 1e-6))
+        return max(1, min(fitting, pace.last_size * _GROWTH, processor.batch_size))
+
+    def _learn(self, pace: _Pace, jobs: int, took_s: float) -> None:
+        per_job_s = took_s / jobs
+        if pace.per_job_s is not None:
+            per_job_s = _SMOOTHING * per_job_s + (1 - _SMOOTHING) * pace.per_job_s
+        pace.per_job_s = per_job_s
+        pace.last_size = max(jobs, pace.last_size // 2)
+
+    def _bound(self, pace: _Pace) -> Bound | None:
+        if time.monotonic() - pace.bound_at > _BOUND_LIFE_S:
+            pace.bound, pace.bound_at = None, 0.0
+        return pace.bound
+
+
+class _Model:
+    """A permit as the pipeline sees it, with a stop-watch."""
+
+    def __init__(self, models: RunnerPool, permit: Permit) -> None:
+        self._models = models
+        self._permit = permit
+        self.took_s = 0.0
+
+    def predict(
+        self, inputs: list[RunnerInput], *, timeout_s: float
+    ) -> list[RawAnswer | RunnerError]:
+        started = time.monotonic()
+        try:
+            return self._models.predict(self._permit, inputs, timeout_s)
+        finally:
+            self.took_s = time.monotonic() - started

@@ -1,0 +1,221 @@
+"""The supervisor and its children, as real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from ppworker.worker.supervisor import supervise
+
+folder, child, grace_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+def tick():
+    with (folder / "ticks").open("a") as file:
+        file.write("x")
+    raise RuntimeError("a failing tick is logged and ends nothing")
+
+sys.exit(
+    supervise(
+        lambda index: [sys.executable, child, str(folder), str(index)],
+        2,
+        grace_s=grace_s,
+        ticks=[tick],
+        tick_s=0.1,
+    )
+)
+"""
+
+# Works like a worker: bound to its parent, a stop signal ends it gracefully.
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from ppworker.worker.parent import bind_to_parent
+from ppworker.worker.process import leave
+from ppworker.worker.signals import Signals
+
+folder, index = Path(sys.argv[1]), sys.argv[2]
+with Signals() as signals:
+    assert bind_to_parent()
+    with (folder / f"pids-{index}").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    BODY
+"""
+
+GRACEFUL = """
+    while signals.wait(0.2) is None:
+        pass
+    time.sleep(0.3)
+    (folder / f"graceful-{index}").write_text(str(os.getpid()))
+    leave(0)
+"""
+STUBBORN = """
+    while True:
+        signals.wait(1)
+"""
+MISCONFIGURED = """
+    if index == "1":
+        leave(2)
+    while signals.wait(0.2) is None:
+        pass
+    (folder / f"graceful-{index}").write_text(str(os.getpid()))
+    leave(0)
+"""
+SHORT_LIVED = """
+    leave(1)
+"""
+
+
+def eventually(check, within_s=10.0):
+    deadline = time.monotonic() + within_s
+    while not (found := check()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+    return found
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123  a process, not a file
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Supervised:
+    def __init__(self, folder, body, grace_s):
+        self.folder = folder
+        child = folder / "child.py"
+        child.write_text(CHILD.replace("    BODY", body.strip("\n")))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR, str(folder), str(child), str(grace_s)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def pids(self, index):
+        path = self.folder / f"pids-{index}"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def started(self):
+        eventually(lambda: self.pids(0) and self.pids(1))
+        return self.pids(0)[-1], self.pids(1)[-1]
+
+    def is_graceful(self, index):
+        return (self.folder / f"graceful-{index}").exists()
+
+    def end(self):
+        for index in (0, 1):
+            for pid in self.pids(index):
+                if is_alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def supervised(tmp_path):
+    started = []
+
+    def start(body, grace_s=5.0):
+        started.append(Supervised(tmp_path, body, grace_s))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+def test_a_killed_child_is_started_again_and_the_others_go_on(supervised):
+    one = supervised(GRACEFUL)
+    first, other = one.started()
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: len(one.pids(0)) == 2)
+    assert is_alive(other)
+    one.process.terminate()
+    assert one.process.wait(10) == 0
+
+
+def test_children_of_a_killed_supervisor_stop_gracefully(supervised):
+    one = supervised(GRACEFUL)
+    children = one.started()
+    one.process.kill()
+    one.process.wait()
+    eventually(lambda: not any(is_alive(pid) for pid in children), within_s=10)
+    assert one.is_graceful(0)
+    assert one.is_graceful(1)
+
+
+def test_five_terms_do_what_one_does(supervised):
+    one = supervised(GRACEFUL)
+    children = one.started()
+    for _ in range(5):
+        one.process.terminate()
+        for pid in children:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(0.03)
+    assert one.process.wait(10) == 0
+    assert one.is_graceful(0)
+    assert one.is_graceful(1)
+
+
+def test_a_configuration_error_of_one_child_stops_all(supervised):
+    one = supervised(MISCONFIGURED)
+    assert one.process.wait(10) == 2
+    children = one.pids(0) + one.pids(1)
+    assert not any(is_alive(pid) for pid in children)
+    assert len(one.pids(1)) == 1
+
+
+def test_a_child_that_keeps_dying_is_started_ever_more_slowly(supervised):
+    one = supervised(SHORT_LIVED)
+    eventually(lambda: len(one.pids(0)) >= 2)
+    time.sleep(2.5)
+    assert len(one.pids(0)) <= 4  # after 0.5, 1 and 2 seconds
+    one.process.terminate()
+    assert one.process.wait(10) == 0
+
+
+def test_a_child_that_will_not_stop_is_killed_after_the_grace(supervised):
+    one = supervised(STUBBORN, grace_s=0.0)
+    children = one.started()
+    began = time.monotonic()
+    one.process.terminate()
+    assert one.process.wait(15) == 1
+    assert 4.5 < time.monotonic() - began < 8
+    assert not any(is_alive(pid) for pid in children)
+
+
+def test_a_second_interrupt_ends_everything_now(supervised):
+    one = supervised(STUBBORN, grace_s=60.0)
+    children = one.started()
+    one.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert one.process.poll() is None
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(5) == 1
+    assert not any(is_alive(pid) for pid in children)
+
+
+def test_ticks_run_on_though_they_fail(supervised):
+    one = supervised(GRACEFUL)
+    one.started()
+    ticks = one.folder / "ticks"
+    eventually(lambda: ticks.exists() and len(ticks.read_text()) >= 3)
+    one.process.terminate()
+    assert one.process.wait(10) == 0
+    errors = one.process.stderr.read()
+    assert "a periodic check of the supervisor failed" in errors
+
+
+def test_a_process_without_a_supervisor_is_bound_to_nobody(monkeypatch):
+    from ppworker.worker.parent import SUPERVISOR_PID, bind_to_parent
+
+    monkeypatch.delenv(SUPERVISOR_PID, raising=False)
+    assert not bind_to_parent()

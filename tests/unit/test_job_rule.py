@@ -1,0 +1,134 @@
+"""The rule of what becomes of a job."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppworker.domain.job import (
+    EDGES,
+    MAX_CRASHES,
+    MAX_SNOOZE_S,
+    TERMINAL,
+    Attempt,
+    Outcome,
+    Status,
+    decide,
+)
+
+attempts = st.builds(
+    Attempt,
+    attempts=st.integers(0, 10),
+    max_attempts=st.integers(1, 10),
+    crash_count=st.integers(0, 5),
+    rerun_requested=st.booleans(),
+    input_changed=st.booleans(),
+)
+outcomes = st.builds(
+    Outcome,
+    kind=st.sampled_from(["answered", "error", "released", "lease_expired"]),
+    code=st.sampled_from(["", "crash", "timeout", "overloaded"]),
+    message=st.just("why"),
+    retryable=st.booleans(),
+    retry_after_s=st.none() | st.floats(),
+)
+jitters = st.floats(0, 1, exclude_max=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(attempts, outcomes, jitters)
+def test_a_decision_never_leaves_the_edges(attempt, outcome, jitter):
+    transition = decide(attempt, outcome, jitter=jitter)
+    assert transition.cause in EDGES[Status.PROCESSING, transition.to]
+
+
+@settings(max_examples=60, deadline=None)
+@given(attempts, outcomes, jitters)
+def test_a_decision_can_be_stored(attempt, outcome, jitter):
+    transition = decide(attempt, outcome, jitter=jitter)
+    assert math.isfinite(transition.delay_s)
+    assert 0 <= transition.delay_s <= MAX_SNOOZE_S
+    assert 0 <= transition.attempts <= attempt.attempts
+    assert transition.delay_s == 0 or transition.to is Status.PENDING
+
+
+@settings(max_examples=60, deadline=None)
+@given(attempts, outcomes, jitters)
+def test_the_answer_is_kept_on_completion_only(attempt, outcome, jitter):
+    transition = decide(attempt, outcome, jitter=jitter)
+    assert transition.keep_result == (transition.to is Status.COMPLETED)
+
+
+def test_only_a_retry_leaves_a_terminal_status():
+    leaving = {edge: causes for edge, causes in EDGES.items() if edge[0] in TERMINAL}
+    assert leaving == {(Status.FAILED, Status.PENDING): ("retried",)}
+
+
+def test_an_answer_completes():
+    transition = decide(Attempt(attempts=3, max_attempts=3), Outcome(kind="answered"), jitter=0)
+    assert (transition.to, transition.cause) == (Status.COMPLETED, "finished")
+
+
+@pytest.mark.parametrize("flag", ["rerun_requested", "input_changed"])
+def test_a_stale_answer_is_dropped_and_gets_a_fresh_budget(flag):
+    attempt = Attempt(attempts=3, max_attempts=3, crash_count=2, **{flag: True})
+    transition = decide(attempt, Outcome(kind="answered"), jitter=0)
+    assert (transition.to, transition.attempts, transition.crash_count, transition.keep_result) == (
+        Status.PENDING,
+        0,
+        0,
+        False,
+    )
+
+
+def test_a_graceful_stop_refunds_the_attempt():
+    transition = decide(Attempt(attempts=1, max_attempts=3), Outcome(kind="released"), jitter=0)
+    assert (transition.to, transition.attempts, transition.delay_s) == (Status.PENDING, 0, 0)
+
+
+def test_a_snooze_refunds_the_attempt_and_waits_as_asked():
+    outcome = Outcome(kind="error", code="overloaded", retryable=True, retry_after_s=7)
+    transition = decide(Attempt(attempts=3, max_attempts=3), outcome, jitter=0.9)
+    assert (transition.cause, transition.attempts, transition.delay_s) == ("snoozed", 2, 7)
+
+
+def test_a_transient_error_waits_until_attempts_are_exhausted():
+    outcome = Outcome(kind="error", code="timeout", message="slow", retryable=True)
+    again = decide(Attempt(attempts=2, max_attempts=3), outcome, jitter=0)
+    assert (again.to, again.cause, again.reason, again.error) == (
+        Status.PENDING,
+        "transient_error",
+        "timeout",
+        "slow",
+    )
+    assert again.delay_s > 0
+    over = decide(Attempt(attempts=3, max_attempts=3), outcome, jitter=0)
+    assert (over.to, over.cause, over.attempts) == (Status.FAILED, "exhausted", 3)
+
+
+def test_a_permanent_error_fails_at_once():
+    outcome = Outcome(kind="error", code="unreadable_input")
+    transition = decide(Attempt(attempts=1, max_attempts=3), outcome, jitter=0)
+    assert (transition.to, transition.cause, transition.reason) == (
+        Status.FAILED,
+        "permanent_error",
+        "unreadable_input",
+    )
+
+
+def test_repeated_crashes_fail_whatever_attempts_are_left():
+    outcome = Outcome(kind="error", code="crash", retryable=True)
+    attempt = Attempt(attempts=1, max_attempts=10, crash_count=MAX_CRASHES - 1)
+    transition = decide(attempt, outcome, jitter=0)
+    assert (transition.to, transition.cause, transition.crash_count) == (
+        Status.FAILED,
+        "crashed",
+        MAX_CRASHES,
+    )
+
+
+def test_an_expired_lease_keeps_its_attempt_counted():
+    outcome = Outcome(kind="lease_expired")
+    transition = decide(Attempt(attempts=1, max_attempts=3), outcome, jitter=0)
+    assert (transition.to, transition.cause, transition.attempts) == (Status.PENDING, "rescued", 1)

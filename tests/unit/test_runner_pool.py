@@ -1,0 +1,161 @@
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppworker.errors import Invalid, RunnerCrashed, RunnerError, RunnerUnavailable
+from ppworker.runners.base import RawAnswer, RunnerInput
+from ppworker.runners.pool import RunnerPool, _ask_in_halves
+
+ECHO = "scripted_runners:EchoRunner"
+
+
+def inputs(*texts):
+    return [RunnerInput(key=str(number), text=text) for number, text in enumerate(texts)]
+
+
+@pytest.fixture
+def pool():
+    pool = RunnerPool()
+    yield pool
+    pool.close()
+
+
+@given(
+    size=st.integers(1, 60),
+    culprits=st.sets(st.integers(0, 59)),
+    max_batch=st.integers(1, 70),
+)
+def test_a_failing_batch_blames_its_culprits_alone(size, culprits, max_batch):
+    batch = inputs(*(str(number) for number in range(size)))
+    calls = []
+
+    def ask(part):
+        calls.append(len(part))
+        if any(int(item.key) in culprits for item in part):
+            raise RunnerCrashed("died of it")
+        return [RawAnswer(raw={"key": item.key}) for item in part]
+
+    parts = [batch[i : i + max_batch] for i in range(0, size, max_batch)]
+    answers = _ask_in_halves(ask, parts)
+    assert len(answers) == size
+    for number, answer in enumerate(answers):
+        if number in culprits:
+            assert isinstance(answer, RunnerCrashed)
+        else:
+            assert isinstance(answer, RawAnswer)
+            assert answer.raw == {"key": str(number)}
+    assert max(calls) <= max_batch
+    present = len(culprits & set(range(size)))
+    assert len(calls) <= len(parts) + present * 2 * size.bit_length()
+
+
+def test_a_model_that_is_away_is_not_asked_again_for_the_rest():
+    calls = []
+
+    def ask(part):
+        calls.append([item.text for item in part])
+        if "b" in calls[-1]:
+            raise RunnerUnavailable("no file")
+        return [RawAnswer(raw={}) for _ in part]
+
+    a, b, c, d = inputs("a", "b", "c", "d")
+    answers = _ask_in_halves(ask, [[a], [b, c], [d]])
+    assert calls == [["a"], ["b", "c"]]
+    assert [type(answer) for answer in answers] == [RawAnswer, *[RunnerUnavailable] * 3]
+
+
+def test_an_empty_batch_asks_nobody(pool):
+    with pool.acquire("scripted_runners:OverloadedRunner", {}) as permit:
+        assert pool.predict(permit, [], 1) == []
+
+
+def test_a_thread_safe_runner_is_shared_and_another_one_is_not(pool):
+    first, second = pool.acquire(ECHO, {}), pool.acquire(ECHO, {})
+    assert first is not None
+    assert second is not None
+    child = pool.acquire("scripted_runners:ChildEchoRunner", {})
+    assert child is not None
+    assert pool.acquire("scripted_runners:ChildEchoRunner", {}) is None
+    other = pool.acquire("scripted_runners:ChildEchoRunner", {"prefix": "x"})
+    assert other is not None, "other settings are another model"
+    child.release()
+    child.release()
+    again = pool.acquire("scripted_runners:ChildEchoRunner", {})
+    assert again is not None
+    assert pool.acquire("scripted_runners:ChildEchoRunner", {}) is None, "released once, not twice"
+
+
+def test_the_order_of_settings_makes_no_other_model(pool):
+    name = "scripted_runners:LoosenedRunner"
+    with pytest.raises(Invalid):
+        pool.acquire(name, {})
+    usaddress = pool.acquire("usaddress", {"max_chars": 5, "every_line": True})
+    assert usaddress is not None
+    assert pool.acquire("usaddress", {"every_line": True, "max_chars": 5}) is None
+
+
+def test_bad_settings_are_refused_before_anything_is_claimed(pool):
+    with pytest.raises(Invalid):
+        pool.acquire(ECHO, {"unknown": 1})
+
+
+def test_an_in_process_runner_answers_in_order_with_errors_as_values(pool):
+    with pool.acquire(ECHO, {}) as permit:
+        answers = pool.predict(permit, inputs("a x", "UNREADABLE", "b"), 1)
+    assert answers[0].raw["predictions"] == [{"label": "a", "score": 1.0}]
+    assert isinstance(answers[1], RunnerError)
+    assert answers[2].raw["text"] == "b"
+
+
+def test_an_overloaded_model_is_asked_once_and_its_wait_reaches_every_input(pool):
+    with pool.acquire("scripted_runners:OverloadedRunner", {"retry_after_s": 7}) as permit:
+        answers = pool.predict(permit, inputs("a", "b", "c"), 1)
+        assert permit._slot.model._runner.calls == 1
+    assert [(answer.code, answer.retry_after_s) for answer in answers] == [("overloaded", 7)] * 3
+
+
+def test_a_flaky_runner_fails_retryably_while_its_file_exists(pool, tmp_path):
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    name, config = "scripted_runners:FlakyRunner", {"path": str(trouble)}
+    with pool.acquire(name, config) as permit:
+        (answer,) = pool.predict(permit, inputs("a"), 1)
+        assert answer.retryable
+        trouble.unlink()
+        (answer,) = pool.predict(permit, inputs("a"), 1)
+        assert isinstance(answer, RawAnswer)
+
+
+def test_a_closed_pool_gives_no_permits(pool):
+    pool.close()
+    assert pool.acquire(ECHO, {}) is None
+
+
+def test_permits_stay_exact_under_many_threads(pool):
+    name = "scripted_runners:FlakyRunner"
+    running, worst, lock = 0, 0, threading.Lock()
+
+    def work():
+        nonlocal running, worst
+        for _ in range(200):
+            permit = pool.acquire(name, {"path": "/nonexistent"})
+            if permit is None:
+                continue
+            with permit:
+                with lock:
+                    running += 1
+                    worst = max(worst, running)
+                pool.predict(permit, inputs("a"), 1)
+                with lock:
+                    running -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert running == 0
+    assert pool.acquire(name, {"path": "/nonexistent"}) is not None
+    assert 1 <= worst <= 4
