@@ -56,6 +56,23 @@ class EchoRunner:
         pass
 
 
+class SerialRunner(EchoRunner):
+    """In the worker itself, for one thread at a time; remembers whether two ever met in it."""
+
+    spec = RunnerSpec(tasks=("classification",), reads="any", isolated=False)
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.most_inside = 0
+
+    def predict(self, inputs: Sequence[RunnerInput]) -> list[RawAnswer | RunnerError]:
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        time.sleep(0.001)
+        self.inside -= 1
+        return super().predict(inputs)
+
+
 class ChildEchoRunner(EchoRunner):
     """The same in a child process; ``prefix`` only tells instances apart."""
 

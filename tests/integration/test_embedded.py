@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -250,6 +251,25 @@ def test_after_every_holder_was_killed_the_next_one_joins_what_still_runs(data_d
     with acquire(data_dir):
         assert postmaster(data_dir) == pid
     assert not server_pids(data_dir)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03])
+def test_a_database_still_being_made_for_a_killed_starter_is_waited_for(data_dir, delay_s):
+    with acquire(data_dir) as servers:
+        elsewhere = servers.database_url.replace("+psycopg", "").replace("@/ppworker", "@/postgres")
+        with psycopg.connect(elsewhere, autocommit=True) as dead_starter:
+            dead_starter.execute("DROP DATABASE ppworker WITH (FORCE)")
+
+            def make():
+                with suppress(psycopg.Error):  # it loses the race where ours is faster
+                    dead_starter.execute("CREATE DATABASE ppworker")
+
+            making = threading.Thread(target=make)
+            making.start()
+            time.sleep(delay_s)
+            with acquire(data_dir) as joined:
+                assert query(joined, "SELECT 1") == 1
+            making.join()
 
 
 def test_servers_are_out_of_reach_of_the_terminals_interrupt(data_dir):

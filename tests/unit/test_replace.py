@@ -81,26 +81,39 @@ def store(existing, changes, *, order):
     return rows
 
 
+# A fingerprint covers the kind, so one fingerprint is always of one kind.
+prints = st.sampled_from(
+    [
+        {"fingerprint": fingerprint, "kind": kind}
+        for kind, some in [("class", "abc"), ("bbox", "de")]
+        for fingerprint in some
+    ]
+)
 kinds = st.sampled_from(["class", "bbox"])
-fingerprints = st.sampled_from(["a", "b", "c", "d"])
+
+
+def printed(build, said, **values):
+    return build(**said, **values)
+
+
 drafts_of_answers = st.lists(
     st.builds(
-        draft,
-        fingerprint=fingerprints,
+        printed,
+        st.just(draft),
+        prints,
         label=st.sampled_from([CAT, DOG]),
-        kind=kinds,
         score=st.none() | st.sampled_from([0.1, 0.5]),
     ),
     max_size=4,
 )
 rows_of_items = st.lists(
     st.builds(
-        row,
+        printed,
+        st.just(row),
+        prints,
         number=st.integers(1, 50),
         processor=st.sampled_from([None, OWN, OTHER]),
-        fingerprint=fingerprints,
         label_id=st.sampled_from([CAT, DOG, None]),
-        kind=kinds,
         order=st.integers(0, 2),
         reviewed=st.booleans(),
         deleted=st.booleans(),

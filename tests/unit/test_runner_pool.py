@@ -133,29 +133,23 @@ def test_a_closed_pool_gives_no_permits(pool):
     assert pool.acquire(ECHO, {}) is None
 
 
-def test_permits_stay_exact_under_many_threads(pool):
-    name = "scripted_runners:FlakyRunner"
-    running, worst, lock = 0, 0, threading.Lock()
+def test_a_runner_that_is_not_thread_safe_never_meets_two_threads(pool):
+    name = "scripted_runners:SerialRunner"
+    answered = []
 
     def work():
-        nonlocal running, worst
-        for _ in range(200):
-            permit = pool.acquire(name, {"path": "/nonexistent"})
-            if permit is None:
-                continue
-            with permit:
-                with lock:
-                    running += 1
-                    worst = max(worst, running)
-                pool.predict(permit, inputs("a"), 1)
-                with lock:
-                    running -= 1
+        for _ in range(50):
+            permit = pool.acquire(name, {})
+            if permit is not None:
+                with permit:
+                    answered.extend(pool.predict(permit, inputs("a"), 1))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert running == 0
-    assert pool.acquire(name, {"path": "/nonexistent"}) is not None
-    assert 1 <= worst <= 4
+    assert answered
+    permit = pool.acquire(name, {})
+    assert permit is not None, "every permit came back"
+    assert permit._slot.model._runner.most_inside == 1

@@ -55,7 +55,7 @@ def test_a_path_that_leads_to_no_runner_is_refused_and_nothing_is_called(path, w
 def test_a_door_open_to_strangers_takes_no_paths():
     error = complaint("scripted_runners:EchoRunner", by_path=False)
     assert error.field == "runner"
-    assert registry.check("magika", {}, by_path=False)
+    assert registry.check("magika", {}, by_path=False).reads == "any"
 
 
 def test_a_missing_extra_is_named_with_its_command():

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -106,7 +107,8 @@ class Postgres(Server):
                 query = "SELECT 1 FROM pg_database WHERE datname = %s"
                 if connection.execute(query, [NAME]).fetchone() is None:
                     connection.execute(f"CREATE DATABASE {NAME}")
-        except psycopg.OperationalError:
+        except psycopg.Error:
+            # It went away meanwhile, or still makes the database for a starter that was killed.
             return State.SILENT
         return State.READY
 
@@ -143,9 +145,12 @@ class Postgres(Server):
     def _remove_half_made(self) -> None:
         """Remove what a starter that was killed during initdb left, and end what still writes."""
         for half_made in self.folder.path.glob(f"{_FRESH}*"):
-            writers = ("initdb", "postgres", "sh")
-            pids = process.processes_in(half_made, writers, half_made / self.pid_name)
-            process.send(pids, signal.SIGKILL)
+            began = time.monotonic()
+            while writers := process.processes_in(
+                half_made, ("initdb", "postgres", "sh"), half_made / self.pid_name
+            ):
+                process.send(writers, signal.SIGKILL)
+                process.pause(began)
             shutil.rmtree(half_made)
 
     def _make_data(self, program: Path, log: int) -> None:

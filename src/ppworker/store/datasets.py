@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from ppworker.errors import Conflict, NotFound
 from ppworker.store.db import Tx
@@ -103,7 +103,7 @@ _DATASETS = (
     )
     .join(dataset_versions, dataset_versions.c.dataset_id == datasets.c.id)
     .where(datasets.c.deleted_at.is_(None), dataset_versions.c.deleted_at.is_(None))
-    .distinct(datasets.c.id)
+    .ext(distinct_on(datasets.c.id))
     .order_by(datasets.c.id.desc(), dataset_versions.c.created_at.desc(), dataset_versions.c.id)
 )
 

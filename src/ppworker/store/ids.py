@@ -1,4 +1,4 @@
-"""Makes keys: UUIDv7 (RFC 9562), so that rows made together lie together."""
+"""Makes keys: UUIDv7 (RFC 9562), so that rows made together lie together and sort by their time."""
 
 import os
 import time
@@ -6,10 +6,10 @@ from uuid import UUID
 
 
 def new_id() -> UUID:
-    """A new UUIDv7: 48 bits of milliseconds since 1970, 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    noise = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & 0xFFFFFFFFFFFF) << 80
-    value |= 0x7 << 76 | (noise >> 68 & 0xFFF) << 64
-    value |= 0b10 << 62 | noise & 0x3FFFFFFFFFFFFFFF
-    return UUID(int=value)
+    """A new UUIDv7: 48 bits of milliseconds since 1970, 12 bits of their fraction (method 3 of the
+    RFC, so keys made one after another ascend), 62 random bits."""
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    fraction = (nanoseconds << 12) // 1_000_000
+    noise = int.from_bytes(os.urandom(8), "big") & 0x3FFFFFFFFFFFFFFF
+    value = (milliseconds & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | fraction << 64
+    return UUID(int=value | 0b10 << 62 | noise)

@@ -197,6 +197,8 @@ annotations = Table(
     ),
     CheckConstraint("source IN ('human','model','inference','import')", name="known_source"),
     CheckConstraint("review IN ('suggested','accepted','edited','rejected')", name="known_review"),
+    # What a person rejects leaves a tombstone, so that it neither counts nor returns.
+    CheckConstraint("review <> 'rejected' OR deleted_at IS NOT NULL", name="rejected_is_deleted"),
     CheckConstraint("score BETWEEN 0 AND 1", name="score_in_range"),
     CheckConstraint("(source = 'human') = (post_processor_id IS NULL)", name="model_has_author"),
     CheckConstraint("(post_processor_id IS NULL) = (fingerprint IS NULL)", name="has_fingerprint"),

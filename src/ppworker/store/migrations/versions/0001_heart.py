@@ -600,6 +600,10 @@ def upgrade() -> None:
             name=op.f("annotations_known_kind"),
         ),
         sa.CheckConstraint(
+            "review <> 'rejected' OR deleted_at IS NOT NULL",
+            name=op.f("annotations_rejected_is_deleted"),
+        ),
+        sa.CheckConstraint(
             "review IN ('suggested','accepted','edited','rejected')",
             name=op.f("annotations_known_review"),
         ),

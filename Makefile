@@ -1,0 +1,81 @@
+# ppworker: every task by one word. `make help` lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Test processes side by side.
+JOBS ?= 2
+# Passed on to pytest, e.g. `make unit ARGS="-k retry -x"`.
+ARGS ?=
+
+# The first Python that fits. 3.12 and 3.11 come first: for them a Redis comes as a wheel.
+# A name alone proves little (it may be a stub, or lack venv), so each is asked.
+FITS = import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 python; do \
+	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help install demo test unit test-system check lint format bench requirements clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(VENV)/.installed ## Make .venv with everything in it (no time at all when nothing changed)
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "make: no Python 3.11 or newer (with venv) was found." >&2; \
+		echo "      Install one (Debian: apt-get install python3 python3-venv)," >&2; \
+		echo "      or name one: make install PYTHON=/path/to/python3.12" >&2; exit 1; \
+	elif ! "$(PYTHON)" -c '$(FITS)'; then \
+		echo "make: $(PYTHON) is not a Python 3.11 or newer with venv." >&2; exit 1; \
+	fi
+	@echo "$(VENV): made with $(PYTHON), $$("$(PYTHON)" -V)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+
+# Two steps, so that an edit of pyproject.toml does not check ninety packages again.
+$(VENV)/.packages: requirements/dev.txt requirements/build.txt | $(BIN)/python
+	@echo "$(VENV): pinned packages, checked by their hashes (a minute or two on the first time)"
+	@$(PIP) install --require-hashes -r requirements/dev.txt -r requirements/build.txt
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.packages pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "$(VENV): ready, $$($(BIN)/python -V)"
+
+demo: install ## Carry a folder of files to annotations and label stats, with real models
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: unit ## Run all tests that need nothing but this checkout: unit, integration, acceptance
+	$(BIN)/python -m pytest tests/integration tests/acceptance -m "not system" -n $(JOBS) --dist loadgroup $(ARGS)
+
+unit: install ## Run the unit tests: no server, a few seconds
+	$(BIN)/python -m pytest tests/unit -n $(JOBS) $(ARGS)
+
+test-system: install ## Run the tests that need Debian's packages redis-server and postgresql
+	.ci/debian-packages.sh
+	$(BIN)/python -m pytest tests -m system $(ARGS)
+
+check: lint unit ## Run what should pass before every commit: lint and the unit tests
+
+lint: install ## Check style, format, types and import contracts; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: install ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+requirements: install ## Pin every package anew in requirements/, within the bounds of pyproject.toml
+	@$(PIP) install "uv>=0.8"
+	@.ci/pin $(BIN)/uv
+
+clean: ## Remove caches and .venv; data folders stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov dist
+	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} +

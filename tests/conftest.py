@@ -1,0 +1,113 @@
+"""A real PostgreSQL for every test above unit: one server per run, one cloned database per test."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from factories import World
+
+from ppworker import embedded, settings, wiring
+from ppworker.domain.events import Event
+from ppworker.pipeline.deps import Deps
+from ppworker.store import schema
+from ppworker.store.db import Database
+
+for _name in [name for name in os.environ if name.startswith("PPWORKER_")]:
+    if not _name.startswith("PPWORKER_TEST_"):
+        del os.environ[_name]  # a developer's shell must not change results
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """URL of a running server's maintenance database; PPWORKER_TEST_DATABASE_URL if that is set."""
+    if given := os.environ.get("PPWORKER_TEST_DATABASE_URL"):
+        yield given
+        return
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
+    folder = Path(tempfile.gettempdir()) / f"ppworker-tests-{os.getuid()}-{run}"
+    with embedded.acquire(folder) as servers:
+        # Only the tests' own throw-away server: durability has its own tests, on its own servers.
+        execute(servers.database_url, "ALTER SYSTEM SET fsync = off")
+        execute(servers.database_url, "SELECT pg_reload_conf()")
+        yield servers.database_url
+    if not embedded_in_use(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def embedded_in_use(folder: Path) -> bool:
+    """Whether another process of this run still uses the server in the folder."""
+    return any(folder.rglob("postmaster.pid"))
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """Name of a migrated database that tests clone."""
+    name = f"template_{uuid4().hex[:12]}"
+    execute(server_url, f"CREATE DATABASE {name}")
+    db = Database(on(server_url, name), connections=1)
+    schema.migrate(db)
+    db.close()
+    yield name
+    execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """URL of this test's own database."""
+    name = f"test_{uuid4().hex[:12]}"
+    execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
+    yield on(server_url, name)
+    execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    """This test's own database, empty, with several connections."""
+    database = Database(database_url, connections=12)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    """Facts that the code under test told."""
+    return []
+
+
+@pytest.fixture
+def deps(db: Database, database_url: str, events: list[Event], tmp_path: Path) -> Deps:
+    """The pipeline's collaborators on this test's database, telling their facts to ``events``."""
+    given = settings.load(database_url=database_url, data_dir=tmp_path / "data")
+    return wiring.build_deps(given, db, emit=events.extend)
+
+
+@pytest.fixture
+def world(deps: Deps) -> World:
+    """A user with a dataset, and short words for what tests do with it."""
+    return World(deps)
+
+
+@pytest.fixture
+def worlds(deps: Deps) -> Callable[..., World]:
+    """Makes further worlds in the same database."""
+    return lambda **options: World(deps, **options)
+
+
+def on(url: str, database: str) -> str:
+    """The URL with another database name."""
+    return sa.make_url(url).set(database=database).render_as_string(hide_password=False)
+
+
+def execute(url: str, statement: str) -> None:
+    """Run one statement outside a transaction."""
+    engine = sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.execute(sa.text(statement))
+    engine.dispose()
