@@ -24,6 +24,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.installed ## Make .venv with everything in it (no time at all when nothing changed)
+	@:
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then \

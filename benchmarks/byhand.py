@@ -50,7 +50,7 @@ CREATE TABLE label_stats (
 LOAD = """
 WITH made AS (
   INSERT INTO items (split, text)
-  SELECT (ARRAY['train','train','train','val','test'])[1 + g % 5], 'item ' || g
+  SELECT (ARRAY['train','train','train','val','test'])[1 + mod(g, 5)], 'item ' || g
   FROM generate_series(1, %s) g RETURNING id)
 INSERT INTO jobs (item_id) SELECT id FROM made ORDER BY id RETURNING id
 """

@@ -10,7 +10,7 @@ import psycopg
 from dramatiq.brokers.redis import RedisBroker
 
 from benchmarks import byhand, limit
-from benchmarks.processes import ROOT, Fleet, cpu_s, memory_mb
+from benchmarks.processes import ROOT, Fleet, cpu_s, memory_mb, python_path
 from benchmarks.servers import Servers
 from benchmarks.system import system
 
@@ -135,7 +135,7 @@ def _limit_process(dsn: str, go: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", limit.__name__, go],
         cwd=ROOT,
-        env={"BENCH_DSN": dsn, "PYTHONPATH": str(ROOT)},
+        env={"BENCH_DSN": dsn, "PYTHONPATH": python_path()},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -27,7 +27,7 @@ class Fleet:
             self._process = subprocess.Popen(
                 list(command),
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                env={**os.environ, "PYTHONPATH": python_path(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -83,6 +83,11 @@ class Fleet:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def python_path() -> str:
+    """Where the processes find this package, and what the caller's own variable says."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def descendants(pid: int) -> list[int]:

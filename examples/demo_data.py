@@ -46,8 +46,8 @@ SOURCES = {
 }
 _SOURCE_BYTES = (400, 40_000)
 _INK, _PAPER = "black", "white"
-_PAGE = (1000, 760)
-_MARGIN, _LINE_HEIGHT, _FONT_SIZE = 60, 76, 36
+_PAGE = (900, 740)
+_MARGIN, _LINE_HEIGHT, _FONT_SIZE = 40, 100, 36
 _WORDS_PER_LINE = 4
 _DPI = 150
 
@@ -113,7 +113,7 @@ def random_address(rng: random.Random) -> Address:
     )
 
 
-def random_lines(rng: random.Random, address: Address, *, lines: int = 4) -> tuple[str, ...]:
+def random_lines(rng: random.Random, address: Address, *, lines: int = 3) -> tuple[str, ...]:
     """Lines of random words, with an address somewhere below the first."""
     prose = [" ".join(rng.sample(WORDS, _WORDS_PER_LINE)) for _ in range(lines)]
     prose.insert(rng.randint(1, lines), address.line)
@@ -145,12 +145,12 @@ def _pages(folder: Path, rng: random.Random) -> Iterator[Made]:
             addresses = tuple(random_address(rng) for _ in range(page_count))
             texts = [random_lines(rng, address) for address in addresses]
             path = folder / f"page-{number}.{extension}"
-            _save_document([render(lines) for lines in texts], path, turned=number == 1)
+            save_document([render(lines) for lines in texts], path, turned=number == 1)
             lines = tuple(line for page in texts for line in page)
             yield Made(path=path, kind="page", lines=lines, addresses=addresses)
 
 
-def _save_document(images: Sequence[Image.Image], path: Path, *, turned: bool) -> None:
+def save_document(images: Sequence[Image.Image], path: Path, *, turned: bool) -> None:
     first, others = images[0], list(images[1:])
     if path.suffix == ".pdf":
         # Without dates the same seed makes the same bytes.

@@ -68,7 +68,7 @@ def configure(settings: Settings, *, worker_id: UUID | None = None, out: IO[str]
     structlog.configure(
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
     global _log  # noqa: PLW0603  one logger per process, bound once

@@ -33,7 +33,7 @@ class RedisServer:
         self.folder = folder
         self.path = folder / "r.sock"
         self.url = f"unix://{self.path}"
-        self.process = None
+        self.process: subprocess.Popen[bytes]
 
     def start(self):
         self.process = subprocess.Popen(

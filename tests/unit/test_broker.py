@@ -137,9 +137,12 @@ def test_mark_and_hint_are_written_in_one_round_trip(broker, client, monkeypatch
     broker.hint(B)  # loads the script
     sent = []
     inner = client.execute_command
-    monkeypatch.setattr(
-        client, "execute_command", lambda *args, **kw: sent.append(args[0]) or inner(*args, **kw)
-    )
+
+    def note(*args, **kwargs):
+        sent.append(args[0])
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(client, "execute_command", note)
     broker.hint(A)
     assert sent == ["EVALSHA"]
 
@@ -258,7 +261,20 @@ def test_polling_goes_on_whatever_redis_answers(client, table, poller, error, mo
     table.due = [A]
     poller._next_at = poller._clock()
     assert names([next(consumer)]) == [A]
-    assert len(takes) == 1  # no hot loop on a redis that answers errors at once
+    assert len(takes) == 1
+
+
+def test_a_redis_that_answers_errors_at_once_is_not_asked_in_a_loop(client, monkeypatch):
+    link = RedisLink(client, client)
+    takes = []
+
+    def fail(*args, **kwargs):
+        takes.append(time.monotonic())
+        raise redis.ResponseError("unknown command 'BLMOVE'")
+
+    monkeypatch.setattr(link, "take", fail)
+    assert drain(consume(ready(HintBroker(link=link))), looks=2) == []
+    assert len(takes) == 1
 
 
 def test_ack_nack_and_requeue_never_raise_while_redis_is_away():
@@ -312,6 +328,7 @@ def test_a_stock_consumer_can_read_our_hint(broker, client):
     broker.hint(A)
     other = RedisBroker(client=client, namespace="ppworker", middleware=[])
     message = next(other.consume("default", prefetch=1, timeout=10))
+    assert message is not None
     assert (message.actor_name, message.args) == ("run_jobs", (str(A),))
     assert message.options["max_retries"] == 0
     assert message.options["max_age"] == 60_000
@@ -516,6 +533,14 @@ def test_the_next_run_at_is_honoured(table, poller):
     table.next_due_s = 3600
     poller.due(1, poller_running())
     assert poller.seconds_left() <= 1.5
+
+
+def test_while_more_are_due_than_slots_are_idle_the_next_poll_is_near(table, poller):
+    table.due = [A, B]
+    poller.due(2, poller_running())
+    assert poller.seconds_left() >= 0.5
+    poller.due(1, poller_running())
+    assert poller.seconds_left() <= 0.25
 
 
 def test_many_requests_to_poll_make_one_poll(table, clock, poller):

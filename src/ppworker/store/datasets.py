@@ -77,8 +77,9 @@ def create_dataset(
             multi_label=multi_label,
         )
         .on_conflict_do_nothing()
+        .returning(datasets.c.id)
     )
-    if not created.rowcount:
+    if created.first() is None:
         raise Conflict(f"a dataset named '{name}' exists already; choose another name", field="name")
     tx.execute(
         sa.insert(dataset_versions).values(
@@ -143,8 +144,9 @@ def create_split(tx: Tx, version_id: UUID, user_id: UUID, name: str) -> UUID:
         insert(dataset_splits)
         .values(id=split_id, version_id=version_id, user_id=user_id, name=name)
         .on_conflict_do_nothing()
+        .returning(dataset_splits.c.id)
     )
-    if not created.rowcount:
+    if created.first() is None:
         raise Conflict(f"a split named '{name}' exists already; choose another name", field="name")
     return split_id
 

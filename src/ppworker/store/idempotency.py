@@ -28,8 +28,9 @@ def claim_key(
         insert(idempotency_keys)
         .values(user_id=user_id, key=key, request_sha256=request_sha256, item_ids=list(item_ids))
         .on_conflict_do_nothing()
+        .returning(idempotency_keys.c.key)
     )
-    if taken.rowcount:
+    if taken.first() is not None:
         return None
     row = tx.execute(
         sa.select(idempotency_keys.c.request_sha256, idempotency_keys.c.item_ids).where(

@@ -36,9 +36,12 @@ def create_post_processor(tx: Tx, user_id: UUID, processor: PostProcessor) -> No
     """
     values = {name: _plain(getattr(processor, name)) for name in _FIELDS}
     created = tx.execute(
-        insert(post_processors).values(user_id=user_id, **values).on_conflict_do_nothing()
+        insert(post_processors)
+        .values(user_id=user_id, **values)
+        .on_conflict_do_nothing()
+        .returning(post_processors.c.id)
     )
-    if not created.rowcount:
+    if created.first() is None:
         raise Conflict(
             f"a post-processor named '{processor.name}' exists already; choose another name",
             field="name",

@@ -1,0 +1,126 @@
+"""``datasets``, ``splits`` and ``labels``: create and list."""
+
+from typing import Annotated, Any
+
+import typer
+
+from ppworker.cli import render
+from ppworker.cli.session import Call, command, group, session
+from ppworker.pipeline import catalogue
+from ppworker.store import datasets, labels
+
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+DatasetRef = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Name or id of a dataset.", show_default=False)
+]
+
+_datasets = typer.Typer()
+_splits = typer.Typer()
+_labels = typer.Typer()
+
+
+def register(root: typer.Typer, name: str, summary: str) -> None:
+    """Add one of the groups to the program."""
+    group(root, {"datasets": _datasets, "splits": _splits, "labels": _labels}[name], name, summary)
+
+
+@command(_datasets, "create")
+def create_dataset(
+    call: Call,
+    name: Name,
+    single_label: Annotated[
+        bool, typer.Option("--single-label", help="One class label per item.")
+    ] = False,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", metavar="NAME", help="Repeatable; default train, valid, test."),
+    ] = None,
+) -> None:
+    """Create a dataset with its splits."""
+    with session(call) as s:
+        made = catalogue.create_dataset(
+            s.deps,
+            s.user_id,
+            name,
+            multi_label=not single_label,
+            splits=split or datasets.DEFAULT_SPLITS,
+        )
+        splits = s.read(lambda tx: datasets.list_splits(tx, s.user_id, made.version_id))
+    if call.as_json:
+        render.as_json(render.plain(made) | {"splits": [_split(each) for each in splits]})
+    else:
+        names = ", ".join(each.name for each in splits)
+        render.say(f"dataset {made.name} ({made.id}) with splits {names}")
+
+
+@command(_datasets, "list")
+def list_datasets(call: Call) -> None:
+    """List datasets, newest first."""
+    with session(call) as s:
+        found = s.read(lambda tx: datasets.list_datasets(tx, s.user_id))
+    rows = [render.plain(each) for each in found]
+    if call.as_json:
+        render.as_json(rows)
+    else:
+        columns = ("id", "name", "multi_label", "created_at")
+        render.table(rows, columns, empty="no datasets; `ppworker datasets create NAME` makes one")
+
+
+@command(_splits, "create")
+def create_split(call: Call, dataset: DatasetRef, name: Name) -> None:
+    """Create a split in a dataset."""
+    with session(call) as s:
+        parent = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
+        made = catalogue.create_split(s.deps, s.user_id, parent, name)
+    if call.as_json:
+        render.as_json(_split(made))
+    else:
+        render.say(f"split {made.dataset_name}/{made.name} ({made.id})")
+
+
+@command(_splits, "list")
+def list_splits(call: Call, dataset: DatasetRef) -> None:
+    """List the splits of a dataset."""
+    with session(call) as s:
+        parent = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
+        found = s.read(lambda tx: datasets.list_splits(tx, s.user_id, parent.version_id))
+    rows = [_split(each) for each in found]
+    if call.as_json:
+        render.as_json(rows)
+    else:
+        render.table(rows, ("id", "name"), empty="no splits")
+
+
+@command(_labels, "create")
+def create_label(call: Call, dataset: DatasetRef, name: Name) -> None:
+    """Create a label in a dataset."""
+    with session(call) as s:
+        parent = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
+        made = catalogue.create_label(s.deps, s.user_id, parent, name)
+    if call.as_json:
+        render.as_json(made)
+    else:
+        render.say(f"label {made.name} ({made.id})")
+
+
+@command(_labels, "list")
+def list_labels(call: Call, dataset: DatasetRef) -> None:
+    """List the labels of a dataset."""
+    with session(call) as s:
+        parent = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
+        found = s.read(lambda tx: labels.list_labels(tx, parent.version_id))
+    rows = [render.plain(each) for each in found]
+    if call.as_json:
+        render.as_json(rows)
+    else:
+        render.table(rows, ("id", "index", "name", "color"), empty="no labels yet")
+
+
+def _split(split: datasets.Split) -> dict[str, Any]:
+    return {
+        "id": str(split.id),
+        "name": split.name,
+        "reference": f"{split.dataset_name}/{split.name}",
+        "dataset_id": str(split.dataset_id),
+        "version_id": str(split.version_id),
+    }

@@ -1,0 +1,101 @@
+"""Prints answers: JSON for programs, tables and sentences for people.
+
+Whatever came from outside is shown as data: it can neither style the terminal nor move its cursor.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+MOST_ROWS = 10_000
+"""Longest list that is printed at once."""
+_PIPE_WIDTH = 10_000
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can say it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if hasattr(value, "_mapping"):  # a row of SQLAlchemy
+        return plain(dict(value._mapping))  # noqa: SLF001  public by documentation
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID | Path | StrEnum):
+        return str(value)
+    return value
+
+
+def as_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    # ASCII: valid whatever encoding the reader's end expects.
+    sys.stdout.write(json.dumps(plain(value), separators=(",", ":"), default=str) + "\n")
+    sys.stdout.flush()
+
+
+def say(*sentences: str) -> None:
+    """Print sentences for a person, one a line."""
+    for sentence in sentences:
+        sys.stdout.write(line(sentence) + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str = "") -> None:
+    """Print rows as a table of the named columns; ``empty`` where there are none."""
+    if not rows:
+        say(empty or "none")
+        return
+    from rich.console import Console  # noqa: PLC0415  costs what JSON need not pay
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_figure = all(isinstance(row.get(column), int | float | None) for row in rows)
+        shown.add_column(
+            column.replace("_", " "),
+            justify="right" if is_figure else "left",
+            no_wrap=column == "id" or column.endswith("_id"),
+            overflow="fold",
+        )
+    for row in rows:
+        shown.add_row(*(Text(cell(row.get(column))) for column in columns))
+    # A pipe has no width: a line there is a row, so that grep and awk find it whole.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(width=width, soft_wrap=False).print(shown, no_wrap=width is not None)
+
+
+def cell(value: Any) -> str:
+    """One value as text of one line."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {cell(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(cell(each) for each in value)
+    return line(str(value))
+
+
+def line(text: str) -> str:
+    """The text with every character that is no plain letter on a line written as its escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shortened(text: str | None, most: int = 60) -> str:
+    """The beginning of a text."""
+    text = text or ""
+    return text if len(text) <= most else text[: most - 1] + "…"
