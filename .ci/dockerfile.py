@@ -1,3 +1,4 @@
+# ruff: noqa: INP001  a program, not part of a package
 """Reads a Dockerfile: its instructions, stage by stage. No shell is run and nothing is built.
 
 As a program it prints what has to be done to build one stage, a line each for ``docker-steps.sh``:

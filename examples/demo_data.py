@@ -48,6 +48,8 @@ _SOURCE_BYTES = (400, 40_000)
 _INK, _PAPER = "black", "white"
 _PAGE = (900, 740)
 _MARGIN, _LINE_HEIGHT, _FONT_SIZE = 40, 100, 36
+_WORD_GAP = 22
+"""Wider than the font's own blank, which text recognisers overlook now and then."""
 _WORDS_PER_LINE = 4
 _DPI = 150
 
@@ -126,7 +128,10 @@ def render(lines: Sequence[str]) -> Image.Image:
     pen = ImageDraw.Draw(page)
     font = ImageFont.load_default(size=_FONT_SIZE)
     for row, line in enumerate(lines):
-        pen.text((_MARGIN, _MARGIN + row * _LINE_HEIGHT), line, fill=_INK, font=font)
+        x = float(_MARGIN)
+        for word in line.split():
+            pen.text((x, _MARGIN + row * _LINE_HEIGHT), word, fill=_INK, font=font)
+            x += pen.textlength(word, font=font) + _WORD_GAP
     return page
 
 

@@ -244,3 +244,14 @@ class OfflineOcrRunner(RapidOcrRunner):
 
         sys.addaudithook(refuse)
         super().load()
+
+
+class DawdlingRunner(EchoRunner):
+    """Takes ``seconds`` for each input, in the worker itself, and may run in several slots."""
+
+    def __init__(self, *, seconds: float = 0.005) -> None:
+        self.seconds = seconds
+
+    def predict(self, inputs: Sequence[RunnerInput]) -> list[RawAnswer | RunnerError]:
+        time.sleep(self.seconds * len(inputs))
+        return super().predict(inputs)

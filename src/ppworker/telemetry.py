@@ -6,9 +6,11 @@ JSON lines for machines, readable lines on a terminal, secrets redacted in both.
 import json
 import logging
 import re
+import select
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import IO, Any
 from uuid import UUID
 
@@ -71,8 +73,9 @@ def configure(settings: Settings, *, worker_id: UUID | None = None, out: IO[str]
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    global _log  # noqa: PLW0603  one logger per process, bound once
+    global _log, _json_lines  # noqa: PLW0603  one logger per process, bound once
     _log = structlog.get_logger().bind(**context)
+    _json_lines = None if is_text else _JsonLines(stream, context, level)
     handler = _FromLibraries()
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -88,8 +91,12 @@ _log: Any = structlog.get_logger()
 def emit(events: Sequence[Event]) -> None:
     """Log facts, one line each. Never raises: a full disk of logs must not fail a job."""
     try:
+        if _json_lines is not None:
+            _json_lines.write(events)
+            return
         for event in events:
-            _emit(event)
+            level, name, values = _described(event)
+            getattr(_log, level)(name, **values)
     except Exception:  # noqa: BLE001  logging must never decide what becomes of a job
         _count_lost(len(events))
 
@@ -103,7 +110,8 @@ def _count_lost(lines: int) -> None:
     lost_lines += lines
 
 
-def _emit(event: Event) -> None:
+def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
+    """Level, name and values of an event's line."""
     if isinstance(event, JobMoved):
         line: dict[str, Any] = {
             "job": str(event.job_id),
@@ -119,17 +127,59 @@ def _emit(event: Event) -> None:
         }
         if event.error:
             line["error"] = event.error[:500]
-        if event.cause in _WARNINGS:
-            _log.warning("job.moved", **line)
-        else:
-            _log.info("job.moved", **line)
-        return
+        return ("warning" if event.cause in _WARNINGS else "info"), "job.moved", line
     values = {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
     named = {_EDGE_NAMES.get(name, name): value for name, value in values.items()}
-    if isinstance(event, LeaseRefused | StatsRebuilt):
-        _log.warning(_NAMES[type(event)], **named)
-    else:
-        _log.info(_NAMES[type(event)], **named)
+    level = "warning" if isinstance(event, LeaseRefused | StatsRebuilt) else "info"
+    return level, _NAMES[type(event)], named
+
+
+class _JsonLines:
+    """Writes the lines of many events as structlog would, in less time.
+
+    A batch moves hundreds of jobs twice, and structlog's chain took a sixth of all the time of a
+    worker. What one write carries a pipe takes whole, so lines of several processes do not mix.
+    """
+
+    def __init__(self, stream: IO[str], context: Mapping[str, Any], level: int) -> None:
+        self._out = structlog.WriteLoggerFactory(stream)()  # shares structlog's lock
+        self._context = context
+        self._level = level
+
+    def write(self, events: Sequence[Event]) -> None:
+        timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        lines: list[str] = []
+        size = 0
+        for event in events:
+            level, name, values = _described(event)
+            if logging.getLevelNamesMapping()[level.upper()] < self._level:
+                continue
+            line = _ENCODER.encode(
+                {
+                    **self._context,
+                    **_redacted_values(values),
+                    "event": name,
+                    "level": level,
+                    "timestamp": timestamp,
+                }
+            )
+            # In bytes a code point takes up to four.
+            bytes_ = len(line) if line.isascii() else len(line) * 4
+            if lines and size + bytes_ >= select.PIPE_BUF:
+                self._out.msg("\n".join(lines))
+                lines, size = [], 0
+            lines.append(line)
+            size += bytes_ + 1
+        if lines:
+            self._out.msg("\n".join(lines))
+
+
+def _redacted_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an event redacted by their form; their names are ours, and none is a secret's."""
+    return {name: redacted(value) for name, value in values.items()}
+
+
+_json_lines: _JsonLines | None = None
 
 
 def warn(event: str, **values: Any) -> None:

@@ -40,7 +40,7 @@ with acquire(Path(sys.argv[1])) as servers:
 ORDINARY_USER = """
 import os, sys
 from pathlib import Path
-import psycopg, psycopg.pq, redis
+import psycopg, psycopg.pq
 from ppworker.embedded import acquire
 if os.geteuid() == 0:
     os.setgroups([])

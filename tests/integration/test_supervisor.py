@@ -219,3 +219,41 @@ def test_a_process_without_a_supervisor_is_bound_to_nobody(monkeypatch):
 
     monkeypatch.delenv(SUPERVISOR_PID, raising=False)
     assert not bind_to_parent()
+
+
+ORPHAN = """
+import ctypes
+from ppworker.worker.parent import bind_to_parent
+from ppworker.worker.process import leave
+from ppworker.worker.signals import Signals
+
+with Signals() as signals:
+    assert bind_to_parent()
+    asked = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(asked), 0, 0, 0)
+    print(asked.value, signals.wait(8), flush=True)
+    leave(0)
+"""
+
+
+def run_orphan(supervisor_pid):
+    """A child whose supervisor was gone before the child could ask the kernel for a signal."""
+    from ppworker.worker.parent import SUPERVISOR_PID
+
+    return subprocess.run(
+        [sys.executable, "-c", ORPHAN],
+        env={**os.environ, SUPERVISOR_PID: str(supervisor_pid)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    ).stdout.split()
+
+
+def test_a_child_whose_supervisor_died_first_stops_gracefully():
+    assert run_orphan(supervisor_pid=2**22 + 1)[1] == str(int(signal.SIGTERM))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_the_kernel_is_asked_to_tell_of_the_supervisors_death():
+    assert run_orphan(supervisor_pid=2**22 + 1)[0] == str(int(signal.SIGTERM))

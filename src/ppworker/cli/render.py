@@ -99,3 +99,8 @@ def shortened(text: str | None, most: int = 60) -> str:
     """The beginning of a text."""
     text = text or ""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def compact(value: Any) -> str:
+    """A value as JSON of one line, for a person: letters as they are."""
+    return json.dumps(plain(value), ensure_ascii=False, separators=(", ", ": "), default=str)

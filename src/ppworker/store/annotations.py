@@ -55,7 +55,8 @@ def read_existing(
     """Every row of each (item, version), tombstones included, read under the items' locks."""
     found: dict[tuple[UUID, UUID], list[Existing]] = {}
     rows = tx.execute(
-        _EXISTING, {"items": [p[0] for p in pairs], "versions": [p[1] for p in pairs]}
+        _EXISTING,
+        {"items": bulk.uuids(p[0] for p in pairs), "versions": bulk.uuids(p[1] for p in pairs)},
     )
     for row in rows:
         values = dict(row._mapping)  # noqa: SLF001
@@ -85,14 +86,14 @@ def update_predictions(tx: Tx, rows: Sequence[NewAnnotation]) -> None:
             "WHERE a.id = w.id AND a.review = 'suggested' AND a.source <> 'human'"
         ),
         {
-            "ids": [row.id for row in rows],
-            "labels": [row.label_id for row in rows],
-            "scores": [row.score for row in rows],
-            "geometries": [row.geometry for row in rows],
-            "coordinates": [row.coordinates for row in rows],
-            "texts": [row.text for row in rows],
-            "models": [row.model_version for row in rows],
-            "jobs": [row.job_id for row in rows],
+            "ids": bulk.uuids(row.id for row in rows),
+            "labels": bulk.uuids(row.label_id for row in rows),
+            "scores": bulk.numbers(row.score for row in rows),
+            "geometries": bulk.texts(row.geometry for row in rows),
+            "coordinates": bulk.texts(row.coordinates for row in rows),
+            "texts": bulk.texts(row.text for row in rows),
+            "models": bulk.texts(row.model_version for row in rows),
+            "jobs": bulk.uuids(row.job_id for row in rows),
         },
     )
 
@@ -101,10 +102,10 @@ def delete_suggestions(tx: Tx, ids: Sequence[UUID]) -> None:
     """Delete models' unreviewed rows; a person's row is never deleted here, whatever is asked."""
     tx.execute(
         sa.text(
-            "DELETE FROM annotations WHERE id = ANY(:ids) AND review = 'suggested' "
+            "DELETE FROM annotations WHERE id = ANY(CAST(:ids AS uuid[])) AND review = 'suggested' "
             "AND source <> 'human' AND deleted_at IS NULL"
         ),
-        {"ids": list(ids)},
+        {"ids": bulk.uuids(ids)},
     )
 
 

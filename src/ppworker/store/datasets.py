@@ -43,11 +43,12 @@ class Split:
 
 def ensure_user(tx: Tx, username: str) -> UUID:
     """Id of the user of that name, created when absent."""
-    tx.execute(
-        insert(users).values(id=new_id(), username=username).on_conflict_do_nothing()
-    )
-    found = tx.execute(sa.select(users.c.id).where(users.c.username == username))
-    return UUID(str(found.scalar_one()))
+    wanted = sa.select(users.c.id).where(users.c.username == username)
+    # Looked for first: an insert that does nothing still uses up a public id.
+    if (found := tx.execute(wanted).scalar_one_or_none()) is None:
+        tx.execute(insert(users).values(id=new_id(), username=username).on_conflict_do_nothing())
+        found = tx.execute(wanted).scalar_one()
+    return UUID(str(found))
 
 
 def create_dataset(

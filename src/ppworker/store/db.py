@@ -108,7 +108,7 @@ class Database:
 def _normalised(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):  # the latter for a port that is no number
         raise ConfigurationError(
             "PPWORKER_DATABASE_URL: not a URL; write postgresql://user:password@host/name"
         ) from None

@@ -87,10 +87,11 @@ def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dic
     rows = tx.execute(
         sa.text(
             "SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, "
-            "deleted_at FROM dataset_items WHERE id = ANY(:ids) ORDER BY id FOR UPDATE"
+            "deleted_at FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) "
+            "ORDER BY id FOR UPDATE"
             + (" SKIP LOCKED" if skip_locked else "")
         ),
-        {"ids": sorted(set(ids))},
+        {"ids": bulk.uuids(sorted(set(ids)))},
     )
     return {row.id: LockedItem(**row._mapping) for row in rows}  # noqa: SLF001
 
@@ -98,8 +99,11 @@ def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dic
 def read_texts(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
     """Texts of items that have one."""
     rows = tx.execute(
-        sa.text("SELECT id, text FROM dataset_items WHERE id = ANY(:ids) AND text IS NOT NULL"),
-        {"ids": list(ids)},
+        sa.text(
+            "SELECT id, text FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) "
+            "AND text IS NOT NULL"
+        ),
+        {"ids": bulk.uuids(ids)},
     )
     return {row.id: row.text for row in rows}
 
@@ -115,7 +119,10 @@ def read_splits(
             "JOIN unnest(CAST(:items AS uuid[]), CAST(:versions AS uuid[])) AS w(item, version) "
             "ON s.item_id = w.item AND s.version_id = w.version ORDER BY s.split_id"
         ),
-        {"items": [pair[0] for pair in pairs], "versions": [pair[1] for pair in pairs]},
+        {
+            "items": bulk.uuids(pair[0] for pair in pairs),
+            "versions": bulk.uuids(pair[1] for pair in pairs),
+        },
     )
     for row in rows:
         found.setdefault((row.item_id, row.version_id), []).append(row.split_id)
@@ -177,9 +184,9 @@ def write_texts(tx: Tx, texts: Mapping[UUID, str]) -> None:
             "WHERE i.id = w.id AND i.text_sha256 IS DISTINCT FROM w.sha256"
         ),
         {
-            "ids": ids,
-            "texts": [texts[id_] for id_ in ids],
-            "shas": [text_sha256(texts[id_]) for id_ in ids],
+            "ids": bulk.uuids(ids),
+            "texts": bulk.texts(texts[id_] for id_ in ids),
+            "shas": bulk.texts(text_sha256(texts[id_]) for id_ in ids),
         },
     )
 

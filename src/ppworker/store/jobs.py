@@ -250,9 +250,13 @@ def extend_leases(tx: Tx, held: Mapping[UUID, int], *, lease_s: float) -> set[UU
     """
     ids = sorted(held)
     rows = tx.execute(
-        _EXTEND, {"ids": ids, "tokens": [held[id_] for id_ in ids], "lease_s": lease_s}
+        _EXTEND, {**_held_arrays(ids, held), "lease_s": lease_s}
     )
     return set(rows.scalars())
+
+
+def _held_arrays(ids: Sequence[UUID], held: Mapping[UUID, int]) -> dict[str, Any]:
+    return {"ids": bulk.uuids(ids), "tokens": bulk.numbers(held[id_] for id_ in ids)}
 
 
 _HELD = """SELECT j.id, j.item_id, j.version_id, j.post_processor_id, j.attempts, j.max_attempts,
@@ -272,7 +276,7 @@ WHERE j.status = 'processing' ORDER BY j.id FOR UPDATE OF j"""
 def lock_leased(tx: Tx, held: Mapping[UUID, int]) -> list[HeldJob]:
     """Lock the jobs that are still ours by id and token; the absent ones are lost."""
     ids = sorted(held)
-    rows = tx.execute(_LOCK_LEASED, {"ids": ids, "tokens": [held[id_] for id_ in ids]})
+    rows = tx.execute(_LOCK_LEASED, _held_arrays(ids, held))
     return [HeldJob(**row._mapping) for row in rows]  # noqa: SLF001
 
 
@@ -287,7 +291,7 @@ def finished_by(tx: Tx, held: Mapping[UUID, int], worker_id: UUID) -> set[UUID]:
             "ON a.job_id = w.id AND a.lease_token = w.token "
             "WHERE a.worker_id = :worker AND a.cause NOT IN ('rescued', 'cancelled')"
         ),
-        {"ids": ids, "tokens": [held[id_] for id_ in ids], "worker": worker_id},
+        {**_held_arrays(ids, held), "worker": worker_id},
     )
     return set(rows.scalars())
 
@@ -326,16 +330,16 @@ def move(tx: Tx, moves: Sequence[Move]) -> int:
     return tx.execute(
         _MOVE,
         {
-            "ids": [m.job.id for m in moves],
-            "tokens": [m.job.lease_token for m in moves],
-            "statuses": [m.transition.to.value for m in moves],
-            "delays": [m.transition.delay_s for m in moves],
-            "attempts": [m.transition.attempts for m in moves],
-            "crashes": [m.transition.crash_count for m in moves],
-            "reasons": [m.transition.reason for m in moves],
-            "errors": [m.transition.error for m in moves],
-            "causes": [m.transition.cause for m in moves],
-            "drops": [m.dropped for m in moves],
+            "ids": bulk.uuids(m.job.id for m in moves),
+            "tokens": bulk.numbers(m.job.lease_token for m in moves),
+            "statuses": bulk.texts(m.transition.to for m in moves),
+            "delays": bulk.numbers(m.transition.delay_s for m in moves),
+            "attempts": bulk.numbers(m.transition.attempts for m in moves),
+            "crashes": bulk.numbers(m.transition.crash_count for m in moves),
+            "reasons": bulk.texts(m.transition.reason for m in moves),
+            "errors": bulk.texts(m.transition.error for m in moves),
+            "causes": bulk.texts(m.transition.cause for m in moves),
+            "drops": bulk.texts(m.dropped for m in moves),
         },
     ).rowcount
 
@@ -379,7 +383,7 @@ FROM (SELECT p.id, NOT EXISTS (
     WHERE l.item_id = p.item_id AND l.version_id = p.version_id
       AND l.status IN ('pending','processing') AND l."order" < p."order") AS ready
   FROM post_processor_jobs p
-  WHERE p.item_id = ANY(:items) AND p.status = 'pending') r
+  WHERE p.item_id = ANY(CAST(:items AS uuid[])) AND p.status = 'pending') r
 WHERE j.id = r.id AND j.ready <> r.ready AND j.status = 'pending'
 RETURNING j.post_processor_id, j.ready
 """)
@@ -391,7 +395,7 @@ def recompute_ready(tx: Tx, item_ids: Sequence[UUID]) -> set[UUID]:
 
     Returns the post-processors that got a ready job.
     """
-    rows = tx.execute(_RECOMPUTE, {"items": sorted(set(item_ids))}).all()
+    rows = tx.execute(_RECOMPUTE, {"items": bulk.uuids(sorted(set(item_ids)))}).all()
     return {row.post_processor_id for row in rows if row.ready}
 
 

@@ -16,10 +16,17 @@ _LOCK = "ppworker.migrate"
 
 
 def migrate(db: Database) -> str:
-    """Apply every missing migration, one process at a time; returns the revision reached."""
+    """Apply every missing migration, one process at a time; returns the revision reached.
+
+    Raises:
+        ConfigurationError: the schema is newer than this program.
+    """
     config = _config()
     with db.begin() as tx:
         tx.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 0))"), {"k": _LOCK})
+        found = MigrationContext.configure(tx).get_current_revision()
+        if found is not None and found not in _known():
+            raise _newer(found)
         config.attributes["connection"] = tx
         command.upgrade(config, "head")
     return _head()
@@ -41,16 +48,23 @@ def check(db: Database) -> None:
         )
     if found == _head():
         return
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found is None or found in known:
+    if found is None or found in _known():
         raise ConfigurationError(
             f"the schema is at revision {found or 'none'}, this program needs {_head()}; "
             "run `ppworker migrate`"
         )
-    raise ConfigurationError(
+    raise _newer(found)
+
+
+def _newer(found: str) -> ConfigurationError:
+    return ConfigurationError(
         f"the schema is at revision {found}, which is newer than this program; "
         "upgrade ppworker on this machine"
     )
+
+
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
 def _config() -> Config:

@@ -1,0 +1,87 @@
+"""``status``: what is due, what runs, what is done, what failed and why."""
+
+from typing import Any
+
+import typer
+
+from ppworker.cli import render
+from ppworker.cli.session import Call, command, session
+from ppworker.store import overview
+from ppworker.store.db import Tx
+
+
+def register(root: typer.Typer, name: str, summary: str) -> None:
+    """Add the command to the program."""
+    command(root, name, summary=summary)(status)
+
+
+def status(call: Call) -> None:
+    """Show the state of all jobs, post-processors and workers."""
+    with session(call) as s:
+        about: dict[str, Any] = s.read(_read)
+    if call.as_json:
+        render.as_json(about)
+    else:
+        _print(about)
+
+
+def _read(tx: Tx) -> dict[str, Any]:
+    processors, failed_is_bound, completed_is_estimate = overview.read_processors(tx)
+    deltas, oldest_delta_s = overview.count_deltas(tx)
+    running = [each for each in processors if not each.is_held]
+    ages = [each.oldest_due_s for each in running if each.oldest_due_s is not None]
+    return {
+        "due": sum(each.due for each in running),
+        "held": sum(each.due for each in processors if each.is_held),
+        "in_flight": sum(each.processing for each in processors),
+        "oldest_due_s": max(ages, default=None),
+        "scheduled": sum(each.scheduled for each in processors),
+        "waiting": sum(each.waiting for each in processors),
+        "completed": sum(each.completed for each in processors),
+        "completed_is_estimate": completed_is_estimate,
+        "failed": sum(each.failed for each in processors),
+        "failed_is_at_least": failed_is_bound,
+        "post_processors": [
+            render.plain(each) | {"pending": each.pending} for each in processors
+        ],
+        "workers": [render.plain(each) for each in overview.read_workers(tx)],
+        "stats": {
+            "unfolded_deltas": deltas.rows,
+            "is_at_least": deltas.is_bound,
+            "oldest_s": oldest_delta_s,
+        },
+    }
+
+
+def _print(about: dict[str, Any]) -> None:
+    oldest = about["oldest_due_s"]
+    age = "" if oldest is None else f", the oldest for {render.cell(oldest)} s"
+    held = f", {about['held']} held by a pause" if about["held"] else ""
+    completed = ("about " if about["completed_is_estimate"] else "") + str(about["completed"])
+    failed = ("at least " if about["failed_is_at_least"] else "") + str(about["failed"])
+    unfolded = about["stats"]["unfolded_deltas"]
+    more = " or more" if about["stats"]["is_at_least"] else ""
+    render.say(
+        f"due        {about['due']}{age}{held}",
+        f"in flight  {about['in_flight']}",
+        f"waiting    {about['waiting']} for an earlier job, {about['scheduled']} for their time",
+        f"completed  {completed}",
+        f"failed     {failed}",
+        f"stats      {unfolded}{more} deltas not folded yet",
+        "",
+    )
+    for row in about["post_processors"]:
+        row["state"] = _state(row)
+    columns = ("dataset", "name", "state", "pending", "processing", "completed", "failed", "reasons")
+    render.table(about["post_processors"], columns, empty="no post-processors")
+    render.say("")
+    columns = ("id", "host", "pid", "version", "slots", "leases", "seen_s")
+    render.table(about["workers"], columns, empty="no workers")
+
+
+def _state(row: dict[str, Any]) -> str:
+    if not row["enabled"]:
+        return "disabled"
+    if row["paused_by_operator"]:
+        return "paused"
+    return "resting after failures" if row["circuit_until"] else "on"

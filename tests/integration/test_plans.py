@@ -1,0 +1,151 @@
+"""The statements that every worker sends use their partial index among a million finished jobs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from factories import World
+
+from ppworker.pipeline import rescue
+from ppworker.store import jobs
+
+FINISHED, PENDING, PROCESSORS = 1_000_000, 100_000, 50
+
+Captured = list[tuple[str, Any]]
+
+
+@pytest.fixture
+def crowded(world: World) -> World:
+    """A job table with a long history and a backlog, statistics taken."""
+    for i in range(PROCESSORS):
+        world.processor(f"processor {i:02}", concurrency_cap=100)
+    items = FINISHED // PROCESSORS
+    with world.deps.db.begin() as tx:
+        # Foreign keys are not what this test is about, and checking them would take minutes.
+        tx.execute(sa.text("SET LOCAL session_replication_role = replica"))
+        tx.execute(
+            sa.text(
+                "INSERT INTO dataset_items (id, dataset_id, user_id, name, text, text_sha256) "
+                "SELECT gen_random_uuid(), :dataset, :user, 'i' || n, 't', repeat('0', 64) "
+                "FROM generate_series(1, :n) n"
+            ),
+            {"dataset": world.dataset.id, "user": world.user, "n": items},
+        )
+        shared = (
+            "INSERT INTO post_processor_jobs (id, post_processor_id, item_id, version_id, user_id, "
+            'ready, "order", max_attempts, status, attempts, completed_at, run_at) '
+            "SELECT gen_random_uuid(), p.id, i.id, :version, :user, true, 0, 3, "
+        )
+        ids = {"version": world.train.version_id, "user": world.user}
+        tx.execute(
+            sa.text(
+                shared + "'completed', 1, now(), now() - interval '1 day' "
+                "FROM dataset_items i CROSS JOIN post_processors p"
+            ),
+            ids,
+        )
+        tx.execute(
+            sa.text(
+                shared + "'pending', 0, NULL, now() - random() * interval '1 hour' "
+                "FROM (SELECT id FROM dataset_items LIMIT :n) i CROSS JOIN post_processors p"
+            ),
+            ids | {"n": PENDING // PROCESSORS},
+        )
+    with world.deps.db.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(sa.text("VACUUM ANALYZE post_processor_jobs, dataset_items"))
+    return world
+
+
+@pytest.fixture
+def sent(world: World) -> Iterator[Captured]:
+    """Statements with their parameters, exactly as they go to the server."""
+    captured: Captured = []
+
+    def note(_c: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        captured.append((statement, parameters))
+
+    sa.event.listen(world.deps.db.engine, "before_cursor_execute", note)
+    yield captured
+    sa.event.remove(world.deps.db.engine, "before_cursor_execute", note)
+
+
+@pytest.mark.timeout(280)
+def test_claim_rescue_and_inflight_use_their_partial_index(
+    crowded: World, sent: Captured
+) -> None:
+    processor_id = UUID(int=0)
+    with crowded.deps.db.begin() as tx:
+        processor_id = tx.execute(sa.text("SELECT id FROM post_processors LIMIT 1")).scalar_one()
+
+    def claim(behind: jobs.Bound | None = None) -> Callable[[], object]:
+        def run() -> object:
+            with crowded.deps.db.begin() as tx:
+                return jobs.claim(
+                    tx, processor_id, reads="any", worker_id=UUID(int=1), batch_id=UUID(int=2),
+                    limit=100, lease_s=60, deadline_s=600, behind=behind,
+                )
+
+        return run
+
+    first = claim()()
+    assert isinstance(first, list)
+    last = first[-1]
+    for label, run, index, most_blocks in [
+        ("claim", claim(), "post_processor_jobs_claim", 8_000),
+        (
+            "claim behind",
+            claim((last.priority, last.run_at, last.id)),
+            "post_processor_jobs_claim",
+            8_000,
+        ),
+        ("rescue", lambda: rescue.rescue(crowded.deps), "post_processor_jobs_inflight", 500),
+        (
+            "in flight",
+            lambda: _in_tx(crowded, lambda tx: jobs.count_batches(tx, processor_id)),
+            "post_processor_jobs_inflight",
+            500,
+        ),
+        ("due", lambda: _in_tx(crowded, jobs.find_due), "post_processor_jobs_claim", 2_000),
+    ]:
+        sent.clear()
+        run()
+        statement, parameters = sent[0]
+        plan = explain(crowded, statement, parameters)
+        blocks = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        print(f"{label}: indexes {sorted(indexes(plan))}, {blocks} blocks")
+        assert index in indexes(plan), label
+        assert "post_processor_jobs" not in scanned(plan), f"{label} scans the table"
+        assert blocks < most_blocks, label
+
+
+def _in_tx(world: World, work: Callable[[Any], object]) -> object:
+    with world.deps.db.begin() as tx:
+        return work(tx)
+
+
+def explain(world: World, statement: str, parameters: Any) -> dict[str, Any]:
+    """The plan of a statement as it ran, undone afterwards."""
+    with world.deps.db.engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
+        )
+        plan: dict[str, Any] = rows.scalar_one()[0]["Plan"]
+        connection.rollback()
+    return plan
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def indexes(plan: dict[str, Any]) -> set[str]:
+    return {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+
+
+def scanned(plan: dict[str, Any]) -> set[str]:
+    return {node["Relation Name"] for node in nodes(plan) if node["Node Type"] == "Seq Scan"}
