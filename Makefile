@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 p
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test unit test-system check lint format bench requirements clean
+.PHONY: help install demo test unit test-system check lint format bench docs requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,12 @@ lint: install ## Check style, format, types and import contracts; changes nothin
 format: install ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
+
+bench: install ## Measure against the same work done by hand (ARGS=--quick: one short round)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: install ## Write those parts of docs/ anew that say what the code says
+	@$(BIN)/python docs/generate.py
 
 requirements: install ## Pin every package anew in requirements/, within the bounds of pyproject.toml
 	@$(PIP) install "uv>=0.8"

@@ -9,6 +9,7 @@ top=$PWD
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
+chmod 755 "$root"  # so that PostgreSQL, which never runs as root, is reached where it lies
 mkdir -p "$root/opt" "$root/src" "$root/home"
 
 python=$(.venv/bin/python -c 'import sys; print(sys._base_executable)')
@@ -51,9 +52,15 @@ done < <(.venv/bin/python .ci/dockerfile.py docker/Dockerfile build)
 rm -rf "$root/opt/build" "$root/src"
 cd "$root/home"
 program=("${clean[@]}" "PPWORKER_DATA_DIR=$root/home/data" "$root/opt/ppworker/bin/ppworker")
-"${program[@]}" --help >/dev/null
-echo "docker-steps: ppworker --help"
-"${program[@]}" migrate >/dev/null
-echo "docker-steps: ppworker migrate"
-"${program[@]}" processors check magika >/dev/null
-echo "docker-steps: done"
+while read -r step; do
+  echo "docker-steps: ppworker $step"
+  read -ra words <<<"$step"
+  "${program[@]}" "${words[@]}" >/dev/null
+done <<'STEPS'
+--help
+migrate
+datasets create smoke
+processors create smoke kind --runner magika
+processors check smoke/kind
+status
+STEPS

@@ -18,7 +18,8 @@ from typing import Literal
 
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 
-Kind = Literal["page", "letter", "source", "broken"]
+Kind = Literal["page", "letter", "source", "broken", "later"]
+"""``later``: a letter that is kept for the end of the demo."""
 
 STREETS = (
     *("Maple", "Cedar", "Walnut", "Chestnut", "Lincoln", "Jefferson", "Madison", "Franklin"),
@@ -94,10 +95,11 @@ def make(folder: Path, *, seed: int) -> list[Made]:
     rng = random.Random(seed)
     made = [
         *_pages(_subfolder(folder, "pages"), rng),
-        *_letters(_subfolder(folder, "letters"), rng, count=14),
+        *_letters(_subfolder(folder, "letters"), rng, "letter", count=14),
         *_sources(_subfolder(folder, "sources"), rng),
         *_tables(_subfolder(folder, "tables"), rng),
         *_broken(_subfolder(folder, "broken"), rng),
+        *_letters(_subfolder(folder, "later"), rng, "later", count=1),
     ]
     return list({_sha256(each.path): each for each in made}.values())
 
@@ -171,14 +173,14 @@ def save_document(images: Sequence[Image.Image], path: Path, *, turned: bool) ->
         first.save(path)
 
 
-def _letters(folder: Path, rng: random.Random, *, count: int) -> Iterator[Made]:
+def _letters(folder: Path, rng: random.Random, kind: Kind, *, count: int) -> Iterator[Made]:
     for number in range(1, count + 1):
         sender, receiver = random_address(rng), random_address(rng)
         prose = textwrap.wrap(" ".join(rng.choices(WORDS, k=rng.randint(30, 60))), width=72)
         lines = (receiver.line, "", *prose, "", "please answer to", sender.line)
         path = folder / f"letter-{number:02}.txt"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        yield Made(path=path, kind="letter", lines=lines, addresses=(receiver, sender))
+        yield Made(path=path, kind=kind, lines=lines, addresses=(receiver, sender))
 
 
 def _sources(folder: Path, rng: random.Random) -> Iterator[Made]:

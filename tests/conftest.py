@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from factories import World
 
+from factories import World
 from ppworker import embedded, settings, wiring
 from ppworker.domain.events import Event
 from ppworker.pipeline.deps import Deps

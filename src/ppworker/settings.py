@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     )
     pool_size: Annotated[int, Field(ge=1, le=200)] | None = Field(
         default=None,
-        description="Database connections of one process at most; default threads + 3.",
+        description="Database connections of one process at most; default threads + 4.",
     )
     max_text_bytes: Annotated[int, Field(ge=1)] = Field(
         default=4 * 1024 * 1024, description="Most bytes of an item's text."
@@ -88,8 +88,8 @@ class Settings(BaseSettings):
 
     @property
     def connections(self) -> int:
-        """Database connections one process may hold: its slots, heartbeat, sweeps and polling."""
-        return self.pool_size or self.threads + 3
+        """Database connections one process may hold: slots, heartbeat, sweeps, polling, refresh."""
+        return self.pool_size or self.threads + 4
 
 
 def load(**overrides: object) -> Settings:

@@ -38,6 +38,7 @@ _NAMES = {
     StatsRebuilt: "stats.rebuilt",
 }
 _WARNINGS = frozenset({"rescued", "crashed"})
+_WORDS = frozenset({"post_processor", "reason", "error", "names"})
 _EDGE_NAMES = {"source": "from", "to": "to", "job_id": "job", "item_id": "item"}
 
 
@@ -144,7 +145,8 @@ class _JsonLines:
     def __init__(self, stream: IO[str], context: Mapping[str, Any], level: int) -> None:
         self._out = structlog.WriteLoggerFactory(stream)()  # shares structlog's lock
         self._context = context
-        self._level = level
+        known = {"info": logging.INFO, "warning": logging.WARNING}
+        self._levels = {name for name, number in known.items() if number >= level}
 
     def write(self, events: Sequence[Event]) -> None:
         timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
@@ -152,12 +154,12 @@ class _JsonLines:
         size = 0
         for event in events:
             level, name, values = _described(event)
-            if logging.getLevelNamesMapping()[level.upper()] < self._level:
+            if level not in self._levels:
                 continue
             line = _ENCODER.encode(
                 {
                     **self._context,
-                    **_redacted_values(values),
+                    **_redacted_words(values),
                     "event": name,
                     "level": level,
                     "timestamp": timestamp,
@@ -174,9 +176,11 @@ class _JsonLines:
             self._out.msg("\n".join(lines))
 
 
-def _redacted_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of an event redacted by their form; their names are ours, and none is a secret's."""
-    return {name: redacted(value) for name, value in values.items()}
+def _redacted_words(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of an event, redacted where people or models chose the words."""
+    for name in _WORDS & values.keys():
+        values[name] = redacted(values[name], name)
+    return values
 
 
 _json_lines: _JsonLines | None = None

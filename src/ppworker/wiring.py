@@ -94,8 +94,12 @@ def sweeps(deps: Deps) -> list[Sweep]:
     ]
 
 
-def run_worker_process(settings: Settings) -> bool:
+def run_worker_process(settings: Settings, signals: Signals) -> bool:
     """Be one worker process until a signal; whether it ended as it should.
+
+    Args:
+        settings: with the database's URL.
+        signals: entered by the caller, who leaves the process inside it.
 
     Raises:
         ConfigurationError: schema or settings do not fit.
@@ -103,39 +107,31 @@ def run_worker_process(settings: Settings) -> bool:
     """
     worker_id = uuid4()
     telemetry.configure(settings, worker_id=worker_id)
-    with Signals() as signals:
-        bind_to_parent()
-        db = open_database(settings, name="ppworker worker")
-        schema.check(db)
-        broker = hint_broker(settings, ask=lambda: _poll(db), stopping=Event())
-        deps = build_deps(settings, db, broker=broker, worker_id=worker_id)
-        register = _register(deps)
-        register()
-        heartbeat = Heartbeat(
-            lambda held: _extend(deps, held), register, lease_s=settings.lease_s
-        )
-        models = RunnerPool()
-        loop = Loop(
-            deps, models, heartbeat, clear_hint=broker.clear_hint, stopping=broker.stopping
-        )
-        idle = Sweep(
-            name="models", run=lambda: models.close_idle(settings.idle_unload_s), every_s=30
-        )
-        sweeper = Sweeper([*sweeps(deps), idle])
-        declare_actors(
-            broker,
-            Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)),
-        )
-        heartbeat.start()
-        sweeper.start()
-        in_time = run_worker(broker, signals, threads=settings.threads, grace_s=settings.grace_s)
-        sweeper.stop()
-        _release(deps, heartbeat)
-        heartbeat.stop()
-        models.close()
-        _forget(deps)
-        broker.close()
-        db.close()
+    bind_to_parent()
+    db = open_database(settings, name="ppworker worker")
+    schema.check(db)
+    broker = hint_broker(settings, ask=lambda: _poll(db), stopping=Event())
+    deps = build_deps(settings, db, broker=broker, worker_id=worker_id)
+    register = _register(deps)
+    register()
+    heartbeat = Heartbeat(lambda held: _extend(deps, held), register, lease_s=settings.lease_s)
+    models = RunnerPool()
+    loop = Loop(
+        deps, models, heartbeat, refresh=broker.refresh_label_stats, stopping=broker.stopping
+    )
+    idle = Sweep(name="models", run=lambda: models.close_idle(settings.idle_unload_s), every_s=30)
+    sweeper = Sweeper([*sweeps(deps), idle])
+    declare_actors(broker, Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)))
+    heartbeat.start()
+    sweeper.start()
+    in_time = run_worker(broker, signals, threads=settings.threads, grace_s=settings.grace_s)
+    _release(deps, heartbeat)  # first: what follows may need longer than the supervisor waits
+    sweeper.stop()
+    heartbeat.stop()
+    models.close()
+    _forget(deps)
+    broker.close()
+    db.close()
     return in_time
 
 
@@ -191,5 +187,3 @@ def _forget(deps: Deps) -> None:
             workers.forget(tx, deps.worker_id)
     except StoreUnavailable as error:
         telemetry.warn("worker.not_forgotten", error=str(error))
-
-

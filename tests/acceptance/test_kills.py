@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from factories import World
 
+from factories import World
 from ppworker import embedded, settings, wiring
 from ppworker.embedded import EmbeddedServers
 from ppworker.store import schema
@@ -82,8 +83,14 @@ def wait_for(condition: Callable[[], object], *, seconds: float, what: str) -> N
 
 def live_jobs(world: World) -> int:
     return int(
-        world.sql("SELECT count(*) FROM post_processor_jobs WHERE status IN ('pending','processing')")[0][0]
+        world.sql(
+            "SELECT count(*) FROM post_processor_jobs WHERE status IN ('pending','processing')"
+        )[0][0]
     )
+
+
+def _below(world: World, goal: int) -> bool:
+    return live_jobs(world) < goal
 
 
 def processing(world: World) -> int:
@@ -98,17 +105,18 @@ def test_kill_9_of_every_worker_five_times_loses_and_doubles_nothing(
 ) -> None:
     jobs = 2_500
     processor = live.processor(
-        runner="scripted_runners:DawdlingRunner", runner_config={"seconds": 0.004},
-        batch_size=50, max_attempts=20,
+        runner="scripted_runners:DawdlingRunner",
+        runner_config={"seconds": 0.004},
+        batch_size=50,
+        max_attempts=20,
     )
     for chunk in range(0, jobs, 500):
         live.add(*(f"word {i}" for i in range(chunk, chunk + 500)))
     for kill in range(5):
         workers = [start(), start()]
         wait_for(lambda: processing(live) >= 2, seconds=20, what="work")
-        wait_for(
-            lambda kill=kill: live_jobs(live) < jobs - (kill + 1) * 60, seconds=30, what="progress"
-        )
+        goal = jobs - (kill + 1) * 60
+        wait_for(partial(_below, live, goal), seconds=30, what="progress")
         wait_for(lambda: processing(live) >= 2, seconds=20, what="work")
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
@@ -120,7 +128,10 @@ def test_kill_9_of_every_worker_five_times_loses_and_doubles_nothing(
     wait_for(lambda: live_jobs(live) == 0, seconds=90, what="the end of the drain")
     assert set(live.statuses(processor)) == {"completed"}
     assert live.sql("SELECT count(*) FROM annotations")[0][0] == jobs
-    assert live.sql("SELECT count(*) FROM (SELECT 1 FROM annotations GROUP BY item_id) x")[0][0] == jobs
+    assert (
+        live.sql("SELECT count(*) FROM (SELECT 1 FROM annotations GROUP BY item_id) x")[0][0]
+        == jobs
+    )
     rescued = live.sql(
         "SELECT count(*), count(DISTINCT worker_id) FROM job_attempts WHERE cause = 'rescued'"
     )[0]
@@ -177,7 +188,7 @@ def test_redis_killed_in_the_middle_the_load_drains_and_redis_is_used_again(
     assert set(live.statuses(processor)) == {"completed"}
 
 
-def _secret(url: str):  # type: ignore[no-untyped-def]  # a pydantic value
+def _secret(url: str):
     from pydantic import SecretStr
 
     return SecretStr(url)
@@ -193,7 +204,9 @@ def redis_process(servers: EmbeddedServers) -> int:
 
 
 @pytest.mark.timeout(90)
-def test_sigterm_refunds_what_the_grace_did_not_see_end(live: World, start: Start, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_sigterm_refunds_what_the_grace_did_not_see_end(
+    live: World, start: Start, monkeypatch
+) -> None:
     processor = live.processor(
         runner="scripted_runners:SlowRunner", runner_config={"seconds": 60}, max_attempts=1
     )

@@ -4,7 +4,6 @@ import threading
 from typing import Any
 
 from factories import World, classes
-
 from ppworker.pipeline import finish
 from ppworker.store import labels
 
@@ -28,14 +27,15 @@ def test_a_rerun_changes_only_its_own_unreviewed_output_and_keeps_ids(world: Wor
 
 def test_an_equal_rerun_changes_no_row(world: World) -> None:
     processor = world.processor()
-    (item,) = world.add("one")
+    world.add("one")
     world.run(processor, classes("cat", "dog"))
-    before = world.sql("SELECT id, label_id, score, updated_at, xmin::text FROM annotations ORDER BY id")
+    before = world.sql(
+        "SELECT id, label_id, score, updated_at, xmin::text FROM annotations ORDER BY id"
+    )
     run_again(world, processor, classes("cat", "dog"))
     assert before == world.sql(
         "SELECT id, label_id, score, updated_at, xmin::text FROM annotations ORDER BY id"
     )
-    assert item
     world.check()
 
 
@@ -127,7 +127,7 @@ def test_labels_made_at_once_get_different_indexes_and_one_row_per_name(world: W
         try:
             world.run(
                 processor,
-                lambda given: classes("Shared", f"own {number}", "SHARED" if number % 2 else "shared"),
+                lambda _: classes("Shared", f"own {number}", "SHARED" if number % 2 else "shared"),
                 during=barrier.wait,
             )
         except BaseException as error:  # noqa: BLE001  shown below
@@ -143,7 +143,11 @@ def test_labels_made_at_once_get_different_indexes_and_one_row_per_name(world: W
         found = labels.list_labels(tx, world.train.version_id)
     assert sorted(label.index for label in found) == list(range(5))
     assert {label.name.casefold() for label in found} == {
-        "shared", "own 0", "own 1", "own 2", "own 3",
+        "shared",
+        "own 0",
+        "own 1",
+        "own 2",
+        "own 3",
     }
     world.check()
 
@@ -177,9 +181,7 @@ def test_unknown_labels_are_dropped_and_counted_when_they_may_not_be_made(world:
 
 
 def test_mapping_and_prefix_decide_the_label(world: World) -> None:
-    processor = world.processor(
-        label_mapping={"kitty": "cat", "noise": None}, label_prefix="auto-"
-    )
+    processor = world.processor(label_mapping={"kitty": "cat", "noise": None}, label_prefix="auto-")
     (item,) = world.add("one")
     world.run(processor, classes("kitty", "noise", "fox"))
     assert sorted(a.label for a in world.annotations(item)) == ["auto-cat", "auto-fox"]

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from factories import World
 
+from factories import World
 from ppworker.pipeline import rescue
 from ppworker.store import jobs
 
@@ -73,9 +73,7 @@ def sent(world: World) -> Iterator[Captured]:
 
 
 @pytest.mark.timeout(280)
-def test_claim_rescue_and_inflight_use_their_partial_index(
-    crowded: World, sent: Captured
-) -> None:
+def test_claim_rescue_and_inflight_use_their_partial_index(crowded: World, sent: Captured) -> None:
     processor_id = UUID(int=0)
     with crowded.deps.db.begin() as tx:
         processor_id = tx.execute(sa.text("SELECT id FROM post_processors LIMIT 1")).scalar_one()
@@ -84,8 +82,15 @@ def test_claim_rescue_and_inflight_use_their_partial_index(
         def run() -> object:
             with crowded.deps.db.begin() as tx:
                 return jobs.claim(
-                    tx, processor_id, reads="any", worker_id=UUID(int=1), batch_id=UUID(int=2),
-                    limit=100, lease_s=60, deadline_s=600, behind=behind,
+                    tx,
+                    processor_id,
+                    reads="any",
+                    worker_id=UUID(int=1),
+                    batch_id=UUID(int=2),
+                    limit=100,
+                    lease_s=60,
+                    deadline_s=600,
+                    behind=behind,
                 )
 
         return run

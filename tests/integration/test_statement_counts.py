@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from factories import World, classes
 
+from factories import World, classes
 from ppworker.errors import RunnerTimeout, UnreadableInput
 from ppworker.runners.base import RunnerInput
 
@@ -52,7 +52,7 @@ def _server_log(server_url: str) -> Path:
     return max(candidates, key=lambda path: path.stat().st_mtime)
 
 
-def say(given: RunnerInput):  # type: ignore[no-untyped-def]  # a scripted model
+def say(given: RunnerInput):
     """Mixed outcomes, and a new label for every tenth item."""
     number = int(str(given.text).split()[-1])
     if number % 10 == 3:

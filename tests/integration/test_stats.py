@@ -3,7 +3,6 @@
 import threading
 
 from factories import World, classes
-
 from ppworker.pipeline import ingest, refresh
 from ppworker.store import stats
 
@@ -25,7 +24,10 @@ def test_the_unlabelled_row_counts_items_without_any_annotation(world: World) ->
     world.add("one", "two", "three")
     world.run(processor, classes("cat"), limit=1)
     with world.deps.db.begin() as tx:
-        rows = {s.bucket: (s.annotation_count, s.item_count) for s in stats.read_stats(tx, [world.train.id])}
+        rows = {
+            s.bucket: (s.annotation_count, s.item_count)
+            for s in stats.read_stats(tx, [world.train.id])
+        }
     assert rows == {"label": (1, 1), "unlabelled": (0, 2), "total": (1, 3)}
 
 

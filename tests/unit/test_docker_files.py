@@ -3,11 +3,10 @@
 ``.ci/docker-steps.sh`` runs the build steps for real, in a clean environment.
 """
 
-import importlib.util
 import json
 import re
+import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,8 @@ TOP = Path(__file__).parents[2]
 SECRET = re.compile(r"(?i)password|secret|token|api_?key")
 
 
-def load_reader():
-    spec = importlib.util.spec_from_file_location("dockerfile", TOP / ".ci" / "dockerfile.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-dockerfile = load_reader()
-INSTRUCTIONS = dockerfile.read((TOP / "docker" / "Dockerfile").read_text())
+read_dockerfile = runpy.run_path(str(TOP / ".ci" / "dockerfile.py"))["read"]
+INSTRUCTIONS = read_dockerfile((TOP / "docker" / "Dockerfile").read_text())
 COMPOSE = yaml.safe_load((TOP / "docker" / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 
@@ -161,9 +152,9 @@ def test_workers_start_after_the_schema_is_up_to_date():
 )
 def test_a_broken_dockerfile_is_refused(text):
     with pytest.raises(ValueError, match=r"instruction|stands before|continued"):
-        dockerfile.read(text)
+        read_dockerfile(text)
 
 
 def test_continued_lines_and_comments_are_read_as_docker_reads_them():
     text = "FROM a AS b\nRUN one \\\n  # not this\n  && two\n"
-    assert [i.arguments for i in dockerfile.read(text)] == ["a AS b", "one && two"]
+    assert [i.arguments for i in read_dockerfile(text)] == ["a AS b", "one && two"]

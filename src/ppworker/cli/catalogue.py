@@ -27,6 +27,7 @@ def register(root: typer.Typer, name: str, summary: str) -> None:
 @command(_datasets, "create")
 def create_dataset(
     call: Call,
+    *,
     name: Name,
     single_label: Annotated[
         bool, typer.Option("--single-label", help="One class label per item.")

@@ -39,9 +39,12 @@ def register(root: typer.Typer, name: str, summary: str) -> None:
 @command(_items, "add")
 def add(
     call: Call,
+    *,
     split: Annotated[
         str,
-        typer.Option("--split", metavar="SPLIT", help="DATASET/SPLIT or an id.", show_default=False),
+        typer.Option(
+            "--split", metavar="SPLIT", help="DATASET/SPLIT or an id.", show_default=False
+        ),
     ],
     path: Annotated[
         list[str] | None,
@@ -55,9 +58,7 @@ def add(
         str | None,
         typer.Option("--key", metavar="KEY", help="Idempotency key: twice adds once."),
     ] = None,
-    bulk: Annotated[
-        bool, typer.Option("--bulk", help="Let interactive uploads go first.")
-    ] = False,
+    bulk: Annotated[bool, typer.Option("--bulk", help="Let interactive uploads go first.")] = False,
 ) -> None:
     """Add files, folders and texts as items; their jobs are planned with them."""
     if not path and not text:
@@ -130,7 +131,12 @@ def _progress(total: int, unit: str) -> Iterator[Advance]:
         yield lambda count: None  # noqa: ARG005  nobody is told
         return
     from rich.console import Console  # noqa: PLC0415  only people wait for it
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TimeRemainingColumn,
+    )
 
     columns = (unit, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -165,7 +171,10 @@ def show(
     with open_session(call) as s, s.deps.db.begin() as tx:
         row = items.find_item(tx, s.user_id, item_id)
         if row is None:
-            raise NotFound(f"no item {item_id}; `ppworker items list SPLIT` shows them", field="item")
+            raise NotFound(
+                f"no item {item_id}; `ppworker items list SPLIT` shows those there are",
+                field="item",
+            )
         said = annotations.list_annotations(tx, item_id)
         planned = job_operations.list_jobs(tx, s.user_id, item_id=item_id, limit=_MAX_JOBS)
     about = _item(row) | {
@@ -201,5 +210,3 @@ def _job(row: Any) -> dict[str, Any]:
     names = ("id", "post_processor", "status", "reason", "error", "attempts", "dropped", "seconds")
     about = render.plain(row)
     return {name: about[name] for name in names}
-
-

@@ -45,6 +45,7 @@ def register(root: typer.Typer, name: str, summary: str) -> None:
 @command(_jobs, "list")
 def list_jobs(
     call: Call,
+    *,
     dataset: Annotated[
         str | None, typer.Argument(metavar="[DATASET]", help="Name or id.", show_default=False)
     ] = None,
@@ -112,6 +113,7 @@ def show(
 @command(_jobs, "retry")
 def retry(
     call: Call,
+    *,
     job: Jobs = None,
     failed: Annotated[bool, typer.Option("--failed", help="All that failed.")] = False,
     dataset: DatasetFilter = None,
@@ -220,9 +222,7 @@ def _wait(s: Session, dataset_id: UUID | None, until: float | None) -> overview.
     with references.status_line() as tell:
         is_first = True
         while True:
-            live: overview.Live = s.read(
-                lambda tx: overview.count_live(tx, s.user_id, dataset_id)
-            )
+            live: overview.Live = s.read(lambda tx: overview.count_live(tx, s.user_id, dataset_id))
             now = time.monotonic()
             if not live.pending + live.processing or (until is not None and now >= until):
                 return live
@@ -247,5 +247,3 @@ def _scope(
             return dataset_id, None
         found = references.get_processor(tx, s.user_id, processor, dataset_id=dataset_id)
         return dataset_id, found.id
-
-

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -117,13 +117,22 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     return root
 
 
-def _root(
-    *,
-    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),  # noqa: FBT003
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  typer's shape
+    if wanted:
         sys.stdout.write(f"ppworker {__version__}\n")
         raise typer.Exit
+
+
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    del version  # its callback has done it
 
 
 def _not_loaded() -> None:
@@ -151,7 +160,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ConfigurationError):
         return _say(str(error), MISTAKEN)
     if isinstance(error, PpworkerError):
-        return _say(f"{_words(type(error).__name__)}: {error}", FAILED)
+        return _say(_at_run_time(error), FAILED)
     return _say(
         f"unexpected {type(error).__name__}: {error}"
         " (PPWORKER_LOG_LEVEL=debug shows where it happened)",
@@ -169,10 +178,14 @@ def _field(name: str) -> str:
     return f"{shown}{' ' if dot else ''}{key}: " if shown else ""
 
 
-def _words(name: str) -> str:
-    known = {"StoreUnavailable": "the database cannot be reached", "CommitUnknown": "lost the "
-             "database during a commit, which may or may not have happened"}  # fmt: skip
-    return known.get(name, name)
+def _at_run_time(error: Exception) -> str:
+    from ppworker.errors import CommitUnknown, StoreUnavailable  # noqa: PLC0415
+
+    if isinstance(error, CommitUnknown):
+        return f"the database went away during a commit, look whether it happened: {error}"
+    if isinstance(error, StoreUnavailable):
+        return f"the database cannot be reached: {error}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _say(message: str, code: int) -> int:

@@ -28,11 +28,13 @@ def plain(value: Any) -> Any:
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(each) for each in value]
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, UUID | Path | StrEnum):
-        return str(value)
-    return value
+    return str(value) if isinstance(value, UUID | Path | StrEnum) else value
 
 
 def as_json(value: Any) -> None:
@@ -54,8 +56,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: s
         say(empty or "none")
         return
     from rich.console import Console  # noqa: PLC0415  costs what JSON need not pay
-    from rich.table import Table
-    from rich.text import Text
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -80,11 +82,9 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S")
+        return f"{value:.3g}" if abs(value) <= 1 else f"{value:.1f}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {cell(each)}" for key, each in value.items())
+        return ", ".join(f"{line(str(key))} {cell(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(cell(each) for each in value)
     return line(str(value))

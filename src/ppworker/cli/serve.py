@@ -21,11 +21,11 @@ from ppworker.worker.supervisor import supervise
 
 Processes = Annotated[
     int | None,
-    typer.Option("--processes", metavar="N", help="Worker processes.", show_default=False),
+    typer.Option("--processes", min=1, max=64, help="Worker processes.", show_default=False),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", help="Batches at a time in each.", show_default=False),
+    typer.Option("--threads", min=1, max=64, help="Batches at a time in each.", show_default=False),
 ]
 
 _TICK_S = 0.2

@@ -27,7 +27,7 @@ def show(call: Call, split: SplitRef) -> None:
         found = datasets.get_split(tx, s.user_id, split)
         rows = stats.read_stats(tx, [found.id])
         names = {label.id: label.name for label in labels.list_labels(tx, found.version_id)}
-    by_label = [
+    by_label: list[dict[str, Any]] = [
         {
             "label_id": str(row.label_id),
             "label": names.get(row.label_id, "") if row.label_id else "",
@@ -67,7 +67,9 @@ def verify(
         wanted = _splits(s, split)
         # Split by split: a recount of all at once would hold one snapshot for as long as it takes.
         found = [row for id_ in wanted for row in refresh.verify(s.deps, [id_])]
-    rows: list[dict[str, Any]] = [render.plain(row) | {"split": wanted[row.split_id]} for row in found]
+    rows: list[dict[str, Any]] = [
+        render.plain(row) | {"split": wanted[row.split_id]} for row in found
+    ]
     if call.as_json:
         render.as_json({"splits": len(wanted), "differences": rows})
     elif rows:

@@ -9,6 +9,11 @@ from ppworker.cli.session import Call, command, session
 from ppworker.store import overview
 from ppworker.store.db import Tx
 
+_PROCESSOR_COLUMNS = (
+    "dataset", "name", "state", "pending", "processing", "completed", "failed", "reasons",
+)  # fmt: skip
+_WORKER_COLUMNS = ("id", "host", "pid", "version", "slots", "leases", "seen_s")
+
 
 def register(root: typer.Typer, name: str, summary: str) -> None:
     """Add the command to the program."""
@@ -41,9 +46,7 @@ def _read(tx: Tx) -> dict[str, Any]:
         "completed_is_estimate": completed_is_estimate,
         "failed": sum(each.failed for each in processors),
         "failed_is_at_least": failed_is_bound,
-        "post_processors": [
-            render.plain(each) | {"pending": each.pending} for each in processors
-        ],
+        "post_processors": [render.plain(each) | {"pending": each.pending} for each in processors],
         "workers": [render.plain(each) for each in overview.read_workers(tx)],
         "stats": {
             "unfolded_deltas": deltas.rows,
@@ -72,11 +75,9 @@ def _print(about: dict[str, Any]) -> None:
     )
     for row in about["post_processors"]:
         row["state"] = _state(row)
-    columns = ("dataset", "name", "state", "pending", "processing", "completed", "failed", "reasons")
-    render.table(about["post_processors"], columns, empty="no post-processors")
+    render.table(about["post_processors"], _PROCESSOR_COLUMNS, empty="no post-processors")
     render.say("")
-    columns = ("id", "host", "pid", "version", "slots", "leases", "seen_s")
-    render.table(about["workers"], columns, empty="no workers")
+    render.table(about["workers"], _WORKER_COLUMNS, empty="no workers")
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def verify(call: Call) -> None:
     if call.as_json:
         render.as_json(findings)
     elif findings:
-        render.table(render.plain(findings), ("name", "count", "example"))
+        render.table(render.plain(findings), ("invariant", "count", "examples"))
     else:
         render.say("every invariant holds")
     if findings:

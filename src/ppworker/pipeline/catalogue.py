@@ -53,9 +53,7 @@ def create_dataset(
     if not 1 <= len(names) <= MAX_SPLITS:
         raise Invalid(f"a dataset begins with 1 to {MAX_SPLITS} splits", field="split")
     return deps.db.transact(
-        lambda tx: datasets.create_dataset(
-            tx, user_id, name, multi_label=multi_label, splits=names
-        )
+        lambda tx: datasets.create_dataset(tx, user_id, name, multi_label=multi_label, splits=names)
     )
 
 
@@ -84,6 +82,4 @@ def create_label(deps: Deps, user_id: UUID, dataset: Dataset, name: str) -> Labe
     """
     if not name.isprintable():
         raise Invalid("a label's name has no control characters; leave them out", field="name")
-    return deps.db.transact(
-        lambda tx: labels.create_label(tx, dataset.version_id, user_id, name)
-    )
+    return deps.db.transact(lambda tx: labels.create_label(tx, dataset.version_id, user_id, name))

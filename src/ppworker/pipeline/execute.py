@@ -22,6 +22,9 @@ from ppworker.store import datasets, items, jobs
 from ppworker.store.db import Tx
 
 
+_TO_JSON = json.JSONEncoder(separators=(",", ":"))
+
+
 class Predictor(Protocol):
     """A loaded model, or one that loads itself when asked."""
 
@@ -185,7 +188,7 @@ def _ended(
         job=job,
         outcome=Outcome(kind="answered"),
         answer=finish.Answer(
-            raw=json.dumps(raw, separators=(",", ":")),
+            raw=_TO_JSON.encode(raw),
             model_version=answer.model_version,
             inference=inference,
             target=target,

@@ -16,6 +16,7 @@ from uuid import UUID
 from ppworker.domain import replace as replace_rule
 from ppworker.domain import stats as stat_rule
 from ppworker.domain.apply import Applied, Draft, Target, apply
+from ppworker.domain.drop import add_counts
 from ppworker.domain.events import Event, JobMoved, LabelsCreated, LeaseRefused
 from ppworker.domain.inference import Inference
 from ppworker.domain.job import Attempt, Outcome, Status, Transition, decide
@@ -184,16 +185,12 @@ def _map(
             mapped.append(_Mapped(ended=each))
             continue
         ids = names[each.job.version_id]
-        dropped = Counter(outcome.dropped)
-        drafts = []
-        for draft in outcome.drafts:
-            if draft.label in ids:
-                drafts.append((draft, ids[draft.label]))
-            else:
-                dropped["label_cap"] += 1
-        mapped.append(
-            _Mapped(ended=each, applied=outcome, drafts=tuple(drafts), dropped=dropped)
-        )
+        drafts = tuple((d, ids[d.label]) for d in outcome.drafts if d.label in ids)
+        dropped = outcome.dropped
+        if len(drafts) < len(outcome.drafts):
+            capped = len(outcome.drafts) - len(drafts)
+            dropped = add_counts(dropped, {"label_cap": capped})
+        mapped.append(_Mapped(ended=each, applied=outcome, drafts=drafts, dropped=dropped))
     return mapped
 
 
@@ -338,9 +335,9 @@ def _decide(
         order=processor.order,
         multi_label=answer.target.multi_label,
     )
-    dropped = Counter(mapped.dropped) + Counter(changes.dropped) + Counter(answer.inference.dropped)
+    dropped = [mapped.dropped, changes.dropped, answer.inference.dropped]
     if len(drafts) < len(mapped.drafts):
-        dropped["label_deleted"] += len(mapped.drafts) - len(drafts)
+        dropped.append({"label_deleted": len(mapped.drafts) - len(drafts)})
     if applied.text is not None:
         plan.texts[job.item_id] = applied.text
     plan.insert += [
@@ -369,7 +366,7 @@ def _decide(
         jobs.Move(
             job=job,
             transition=transition,
-            dropped=json.dumps(dict(sorted(dropped.items()))) if dropped else "{}",
+            dropped=json.dumps(add_counts(*dropped)) if any(dropped) else "{}",
         )
     )
 
@@ -406,10 +403,14 @@ def _row(
 
 
 def _write_plan(tx: Tx, plan: _Plan) -> None:
-    annotations.delete_suggestions(tx, plan.delete)
-    annotations.update_predictions(tx, plan.update)
+    # What a first run of a model seldom has costs no round trip.
+    if plan.delete:
+        annotations.delete_suggestions(tx, plan.delete)
+    if plan.update:
+        annotations.update_predictions(tx, plan.update)
+    if plan.texts:
+        items.write_texts(tx, plan.texts)
     annotations.insert_annotations(tx, plan.insert)
-    items.write_texts(tx, plan.texts)
     stats.append_deltas(tx, stat_rule.deltas(plan.before, plan.after, plan.splits))
     results.write_results(tx, plan.answers)
     jobs.move(tx, plan.moves)

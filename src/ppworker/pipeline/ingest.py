@@ -150,10 +150,8 @@ def _write(
     items.insert_items(tx, new)
     items.insert_memberships(tx, [(split.id, item.id, split.version_id) for item in new])
     jobs.insert_jobs(tx, planned)
-    nothing_yet = {item.id: {} for item in new}
-    stats.append_deltas(
-        tx, stat_rule.joined(nothing_yet, {item.id: [split.id] for item in new})
-    )
+    nothing_yet: dict[UUID, dict[UUID | None, int]] = {item.id: {} for item in new}
+    stats.append_deltas(tx, stat_rule.joined(nothing_yet, {item.id: [split.id] for item in new}))
     return Taken(item_ids=[item.id for item in new], jobs=len(planned)), planned, processors
 
 
@@ -166,9 +164,7 @@ def _first_time(
     if known is None:
         return None
     if known.request_sha256 != digest:
-        raise Conflict(
-            f"key '{key}' was used for another upload; choose a new key", field="key"
-        )
+        raise Conflict(f"key '{key}' was used for another upload; choose a new key", field="key")
     return Taken(item_ids=list(known.item_ids), jobs=0, repeated=True)
 
 

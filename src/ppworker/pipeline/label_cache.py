@@ -25,7 +25,9 @@ class LabelCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[UUID, tuple[float, dict[str, UUID]]] = OrderedDict()
 
-    def get(self, version_ids: Collection[UUID], *, fresh: bool = False) -> dict[UUID, dict[str, UUID]]:
+    def get(
+        self, version_ids: Collection[UUID], *, fresh: bool = False
+    ) -> dict[UUID, dict[str, UUID]]:
         """Label ids by name for each version; ``fresh`` reads them now."""
         now = time.monotonic()
         found: dict[UUID, dict[str, UUID]] = {}

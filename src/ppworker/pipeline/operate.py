@@ -173,9 +173,7 @@ def set_paused(deps: Deps, processor: PostProcessor, *, paused: bool) -> None:
         deps.hint([processor.id])
 
 
-def backfill(
-    deps: Deps, processor: PostProcessor, splits: Sequence[Split]
-) -> Iterator[Operated]:
+def backfill(deps: Deps, processor: PostProcessor, splits: Sequence[Split]) -> Iterator[Operated]:
     """Plan jobs of one post-processor for items that are already there; yields after each chunk.
 
     Items for which it has a job, whatever its status, are left alone, so a repetition after a

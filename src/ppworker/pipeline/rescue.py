@@ -1,5 +1,6 @@
 """Takes jobs from attempts that are dead or hung, and repairs what a missed step left behind."""
 
+from functools import partial
 from uuid import UUID
 
 from ppworker.domain.events import Event
@@ -26,8 +27,7 @@ def rescue(deps: Deps) -> int:
             candidates = jobs.find_expired(tx, limit=BATCH)
         if not candidates:
             return total
-        rescued = deps.db.transact(lambda tx, found=candidates: _rescue(tx, found))
-        events, woken = rescued
+        events, woken = deps.db.transact(partial(_rescue, candidates=candidates))
         deps.emit(events)
         deps.hint(woken)
         total += len(events)

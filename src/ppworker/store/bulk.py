@@ -87,7 +87,7 @@ def _statement(
         carriers.append(_carrier(kind))
     aliases = ", ".join(f"c{i}" for i in range(len(columns)))
     statement = sa.text(
-        f'INSERT INTO {table.name} ({", ".join(names)}) '  # noqa: S608  names come from tables.py
-        f'SELECT {", ".join(values)} FROM unnest({", ".join(arrays)}) AS u({aliases}) {after}'
+        f"INSERT INTO {table.name} ({', '.join(names)}) "  # noqa: S608  names come from tables.py
+        f"SELECT {', '.join(values)} FROM unnest({', '.join(arrays)}) AS u({aliases}) {after}"
     )
     return statement, carriers

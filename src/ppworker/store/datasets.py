@@ -81,7 +81,9 @@ def create_dataset(
         .returning(datasets.c.id)
     )
     if created.first() is None:
-        raise Conflict(f"a dataset named '{name}' exists already; choose another name", field="name")
+        raise Conflict(
+            f"a dataset named '{name}' exists already; choose another name", field="name"
+        )
     tx.execute(
         sa.insert(dataset_versions).values(
             id=version_id, dataset_id=dataset_id, user_id=user_id, name="v1"

@@ -79,6 +79,13 @@ def insert_memberships(tx: Tx, rows: Sequence[tuple[UUID, UUID, UUID]]) -> None:
     bulk.insert(tx, item_splits, ("split_id", "item_id", "version_id"), rows)
 
 
+_LOCK_ITEMS = """
+SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, deleted_at
+FROM dataset_items WHERE id = ANY(:ids) ORDER BY id FOR UPDATE """
+_LOCK = sa.text(_LOCK_ITEMS)
+_LOCK_UNLOCKED = sa.text(_LOCK_ITEMS + "SKIP LOCKED")
+
+
 def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dict[UUID, LockedItem]:
     """Lock items in the order of their ids: always the first lock, always a statement of its own.
 
@@ -88,8 +95,7 @@ def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dic
         sa.text(
             "SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, "
             "deleted_at FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) "
-            "ORDER BY id FOR UPDATE"
-            + (" SKIP LOCKED" if skip_locked else "")
+            "ORDER BY id FOR UPDATE" + (" SKIP LOCKED" if skip_locked else "")
         ),
         {"ids": bulk.uuids(sorted(set(ids)))},
     )
@@ -108,9 +114,7 @@ def read_texts(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
     return {row.id: row.text for row in rows}
 
 
-def read_splits(
-    tx: Tx, pairs: Sequence[tuple[UUID, UUID]]
-) -> dict[tuple[UUID, UUID], list[UUID]]:
+def read_splits(tx: Tx, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], list[UUID]]:
     """Splits of each (item, version)."""
     found: dict[tuple[UUID, UUID], list[UUID]] = {}
     rows = tx.execute(

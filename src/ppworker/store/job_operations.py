@@ -144,7 +144,7 @@ RETURNING j.id, j.item_id, j.post_processor_id, p.name AS post_processor, j.leas
 _RETRY = sa.text(_RESTART.format(source="WHERE j.id = ANY(:ids) AND j.status = 'failed'"))
 _REVIVE = sa.text(
     _RESTART.format(
-        source='JOIN post_processor_jobs e ON e.id = ANY(:ids) AND e.item_id = j.item_id '
+        source="JOIN post_processor_jobs e ON e.id = ANY(:ids) AND e.item_id = j.item_id "
         'AND e.version_id = j.version_id AND e."order" < j."order" '
         "WHERE j.status = 'failed' AND j.reason IN ('predecessor_failed', 'no_input')"
     )

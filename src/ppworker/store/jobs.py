@@ -249,9 +249,7 @@ def extend_leases(tx: Tx, held: Mapping[UUID, int], *, lease_s: float) -> set[UU
     A row somebody else has locked is neither renewed nor lost: its turn comes at the next beat.
     """
     ids = sorted(held)
-    rows = tx.execute(
-        _EXTEND, {**_held_arrays(ids, held), "lease_s": lease_s}
-    )
+    rows = tx.execute(_EXTEND, {**_held_arrays(ids, held), "lease_s": lease_s})
     return set(rows.scalars())
 
 

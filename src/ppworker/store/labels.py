@@ -112,11 +112,14 @@ def ensure_labels(
     wanted = {name: normalise_label(name) for name in names}
     rows = tx.execute(
         sa.select(
-            labels.c.normalised_name, labels.c.id, labels.c.index, labels.c.post_processor_id
+            labels.c.normalised_name,
+            labels.c.id,
+            labels.c.index.label("position"),
+            labels.c.post_processor_id,
         ).where(labels.c.version_id == version_id)
     ).all()
     known: dict[str, UUID] = {row.normalised_name: row.id for row in rows}
-    next_index = max((row.index for row in rows), default=-1) + 1
+    next_index = max((row.position for row in rows), default=-1) + 1
     own = sum(1 for row in rows if post_processor_id and row.post_processor_id == post_processor_id)
     new: list[tuple[object, ...]] = []
     created: list[str] = []

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from ppworker.domain.stats import StatDelta
+from ppworker.domain.stats import Bucket, StatDelta
 from ppworker.store import bulk
 from ppworker.store.db import Tx
 from ppworker.store.tables import label_stat_deltas
@@ -20,7 +20,7 @@ class LabelStat:
     """
 
     split_id: UUID
-    bucket: str
+    bucket: Bucket
     label_id: UUID | None
     annotation_count: int
     item_count: int
@@ -95,15 +95,19 @@ members AS MATERIALIZED (
 """
 
 
+_READ = sa.text(_CURRENT)
+_RECOUNT = sa.text(f"WITH {_MEMBERS} {_COUNTED}")
+
+
 def read_stats(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
     """Exact stats of splits, base and deltas summed in one statement."""
-    rows = tx.execute(sa.text(_CURRENT), {"splits": list(split_ids)})
+    rows = tx.execute(_READ, {"splits": list(split_ids)})
     return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
 
 
 def recount(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
     """The same figures counted anew from memberships and annotations."""
-    rows = tx.execute(sa.text(f"WITH {_MEMBERS} {_COUNTED}"), {"splits": list(split_ids)})
+    rows = tx.execute(_RECOUNT, {"splits": list(split_ids)})
     return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
 
 
@@ -118,12 +122,15 @@ FROM (
   UNION ALL
   SELECT split_id, bucket, label_id, -annotation_count, -item_count FROM current) d
 GROUP BY 1, 2, 3 HAVING sum(annotation_count) <> 0 OR sum(item_count) <> 0
-"""
+"""  # noqa: S608  its parts are the constants above
+
+
+_FIND_DRIFT = sa.text(_DRIFT)
 
 
 def find_drift(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
     """What must be added to each row to make it equal a recount; one statement, one snapshot."""
-    rows = tx.execute(sa.text(_DRIFT), {"splits": list(split_ids)})
+    rows = tx.execute(_FIND_DRIFT, {"splits": list(split_ids)})
     return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
 
 

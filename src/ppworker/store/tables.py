@@ -7,8 +7,8 @@ a test compares the two.
 
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, MetaData, Table, UniqueConstraint
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
-from sqlalchemy.dialects.postgresql import UUID as PgUuid
 from sqlalchemy.types import BigInteger, Boolean, Double, Integer, SmallInteger, Text
 
 metadata = MetaData(
@@ -21,7 +21,7 @@ metadata = MetaData(
     }
 )
 
-Uuid = PgUuid(as_uuid=True)
+Uuid = postgresql.UUID(as_uuid=True)
 Time = TIMESTAMP(timezone=True)
 NOW = sa.text("now()")
 
@@ -327,16 +327,12 @@ post_processor_jobs = Table(
     Column("created_at", Time, nullable=False, server_default=NOW),
     Column("started_at", Time),
     Column("completed_at", Time),
-    CheckConstraint(
-        "status IN ('pending','processing','completed','failed')", name="known_status"
-    ),
+    CheckConstraint("status IN ('pending','processing','completed','failed')", name="known_status"),
     CheckConstraint("priority IN (0, 1)", name="known_priority"),  # interactive, bulk
     CheckConstraint("attempts BETWEEN 0 AND max_attempts", name="attempts_in_range"),
     CheckConstraint("status <> 'pending' OR attempts < max_attempts", name="pending_can_run"),
     CheckConstraint("(status = 'processing') = (lease_owner IS NOT NULL)", name="lease_matches"),
-    CheckConstraint(
-        "(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_has_expiry"
-    ),
+    CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_has_expiry"),
     CheckConstraint(
         "(status IN ('completed','failed')) = (completed_at IS NOT NULL)", name="end_matches"
     ),

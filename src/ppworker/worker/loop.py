@@ -3,18 +3,17 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from ppworker.domain.post_processor import PostProcessor
-from ppworker.errors import Invalid
+from ppworker.errors import Invalid, RunnerError
 from ppworker.pipeline import execute
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.pool import Permit, RunnerPool
-from ppworker.errors import RunnerError
 from ppworker.store import post_processors
 from ppworker.store.jobs import Bound
 from ppworker.worker.heartbeat import Heartbeat
@@ -26,6 +25,8 @@ _GROWTH = 4
 _BOUND_LIFE_S = 1.0
 """Seconds for which the place of the last claim is remembered."""
 _SMOOTHING = 0.5
+_REFRESH_GAP_S = 1.0
+"""Least seconds between two wishes to fold label-stat deltas."""
 
 
 @dataclass(slots=True)
@@ -47,18 +48,20 @@ class Loop:
         models: RunnerPool,
         heartbeat: Heartbeat,
         *,
-        clear_hint: Callable[[UUID], None],
+        refresh: Callable[[], object],
         stopping: threading.Event,
     ) -> None:
         self._deps = deps
         self._models = models
         self._heartbeat = heartbeat
         self._labels = LabelCache(deps.db)
-        self._clear_hint = clear_hint
+        self._refresh = refresh
+        self._refreshed_at = 0.0
         self._stopping = stopping
         self._lock = threading.Lock()
         self._paces: dict[UUID, _Pace] = {}
         self._warned: set[tuple[UUID, str]] = set()
+        self._missed: set[UUID] = set()
 
     def run_slice(self, post_processor_id: UUID, recruit: Callable[[], None]) -> bool:
         """Work on a post-processor for one time slice; whether more is due that could start now.
@@ -71,27 +74,21 @@ class Loop:
         with self._deps.db.begin() as tx:
             processor = post_processors.find_post_processor(tx, post_processor_id)
         if processor is None:
-            self._clear_hint(post_processor_id)
             return False
         permit = self._permit(processor)
         if permit is None:
             return False
         with permit:
-            return self._work(processor, permit, recruit)
+            has_more = self._work(processor, permit, recruit)
+        return has_more or self._was_missed(post_processor_id)
 
-    def _work(
-        self, processor: PostProcessor, permit: Permit, recruit: Callable[[], None]
-    ) -> bool:
+    def _work(self, processor: PostProcessor, permit: Permit, recruit: Callable[[], None]) -> bool:
         until = time.monotonic() + self._deps.settings.slice_s
         model = _Model(self._models, permit)
         pace = self._pace(processor.id)
         while not self._stopping.is_set():
             limit = self._size(processor, pace)
-            # The mark goes before the snapshot of the claim: a hint after it is not swallowed.
-            self._clear_hint(processor.id)
-            batch = execute.claim(
-                self._deps, processor, limit=limit, behind=self._bound(pace)
-            )
+            batch = execute.claim(self._deps, processor, limit=limit, behind=self._bound(pace))
             if not batch.jobs:
                 return False
             pace.bound, pace.bound_at = batch.bound, pace.bound_at or time.monotonic()
@@ -99,6 +96,7 @@ class Loop:
                 recruit()
             with self._heartbeat.holding(processor.id, batch.jobs):
                 execute.run(self._deps, self._labels, processor, model, batch)
+            self._ask_refresh()
             self._learn(pace, len(batch.jobs), model.took_s)
             if time.monotonic() >= until:
                 return batch.is_full
@@ -107,16 +105,37 @@ class Loop:
     def _permit(self, processor: PostProcessor) -> Permit | None:
         """The right to use the model, asked for before anything is claimed.
 
-        A runner that this process does not know leaves its jobs to processes that do.
+        A runner that this process does not know leaves its jobs to processes that do. Where the
+        model is busy, the slot that has it is told to look once more: its last look may have come
+        before what woke this one.
         """
         try:
-            return self._models.acquire(processor.runner, processor.runner_config)
+            permit = self._models.acquire(processor.runner, processor.runner_config)
+            if permit is None:
+                with self._lock:
+                    self._missed.add(processor.id)
+                # Once more: the other slot may have let go before it could be told.
+                permit = self._models.acquire(processor.runner, processor.runner_config)
+            return permit
         except Invalid as error:
-            self._clear_hint(processor.id)
             if (processor.id, str(error)) not in self._warned:
                 self._warned.add((processor.id, str(error)))
                 log.warning("post-processor %s is left alone here: %s", processor.name, error)
             return None
+
+    def _was_missed(self, post_processor_id: UUID) -> bool:
+        with self._lock:
+            if post_processor_id not in self._missed:
+                return False
+            self._missed.discard(post_processor_id)
+            return True
+
+    def _ask_refresh(self) -> None:
+        """Have the deltas folded, about once a second; the sweep folds what comes between."""
+        now = time.monotonic()
+        if now - self._refreshed_at >= _REFRESH_GAP_S:
+            self._refreshed_at = now
+            self._refresh()
 
     def _pace(self, post_processor_id: UUID) -> _Pace:
         with self._lock:
@@ -151,7 +170,7 @@ class _Model:
         self.took_s = 0.0
 
     def predict(
-        self, inputs: list[RunnerInput], *, timeout_s: float
+        self, inputs: Sequence[RunnerInput], *, timeout_s: float
     ) -> list[RawAnswer | RunnerError]:
         started = time.monotonic()
         try:

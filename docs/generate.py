@@ -1,0 +1,252 @@
+# ruff: noqa: INP001  a program, not part of a package
+"""Writes those parts of the documentation that say what the code says.
+
+They stand between ``<!-- generated: NAME -->`` and ``<!-- end -->``. Run it after a change of
+settings, commands, states or tables; a test fails while a page differs from the code.
+
+Usage: python docs/generate.py [--check]
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import typer.main
+from pydantic import SecretStr
+from sqlalchemy.dialects import postgresql
+
+from ppworker.cli import program
+from ppworker.domain.job import EDGES, LIVE, TERMINAL, Status
+from ppworker.settings import Settings
+from ppworker.store import tables
+
+DOCS = Path(__file__).parent
+_BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_OPEN = re.compile(r"<!-- generated: ")
+
+CAUSES = {
+    "planned": "an upload or a backfill made it",
+    "claimed": "a worker took it: one attempt more, one token more",
+    "finished": "the model answered and the answer was written",
+    "transient_error": "a retryable error; waits with back-off",
+    "snoozed": "the model asked to wait; the attempt is refunded",
+    "released": "its worker was stopped; the attempt is refunded",
+    "rescued": "its lease or deadline was over; the attempt counts",
+    "input_changed": "the item changed meanwhile; fresh budget, answer dropped",
+    "exhausted": "the last allowed attempt failed",
+    "permanent_error": "an error that no repetition mends",
+    "crashed": "its model's process died in it too often",
+    "cancelled": "a person ended it",
+    "predecessor_failed": "an earlier job failed whose post-processor says stop",
+    "retried": "a person retried it: fresh budget, same row",
+}
+"""What each cause means; a cause without a sentence stops the program."""
+
+
+def state_diagram() -> str:
+    """The states and edges of a job, as a picture and as a table."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    for (source, to), causes in EDGES.items():
+        lines.append(f"    {source or '[*]'} --> {to}: {', '.join(causes)}")
+    # No edge leads from here on but a retry, so this is where a job rests.
+    lines += [f"    {status} --> [*]" for status in TERMINAL]
+    lines += ["```", ""]
+    rows = [
+        (source or "(none)", to, f"`{cause}`", CAUSES[cause])
+        for (source, to), causes in EDGES.items()
+        for cause in causes
+    ]
+    lines += _table(("from", "to", "cause", "what happened"), rows)
+    live, over = (", ".join(f"`{s}`" for s in group) for group in (LIVE, TERMINAL))
+    if set(Status) != {*LIVE, *TERMINAL}:
+        raise SystemExit("a status is neither live nor over")
+    lines += ["", f"Live: {live}. Over: {over}."]
+    return "\n".join(lines)
+
+
+def settings_table() -> str:
+    """Every setting: its variable, default and meaning."""
+    rows = []
+    for name, about in Settings.model_fields.items():
+        default = about.default
+        shown = "" if default is None else f"`{_shown(default)}`"
+        if isinstance(default, SecretStr):
+            raise SystemExit(f"{name}: a secret has a default")
+        rows.append((f"`PPWORKER_{name.upper()}`", shown, _bounds(about), about.description or ""))
+    return "\n".join(_table(("variable", "default", "allowed", "meaning"), rows))
+
+
+def _bounds(about: Any) -> str:
+    found = {}
+    for rule in [*about.metadata, *_inner_rules(about.annotation)]:
+        for name in ("ge", "le", "gt", "lt"):
+            if (value := getattr(rule, name, None)) is not None:
+                found[name] = value
+    words = {"ge": "at least", "le": "at most", "gt": "more than", "lt": "less than"}
+    if found.keys() >= {"ge", "le"}:
+        return f"{found['ge']:g} to {found['le']:g}"
+    return ", ".join(f"{words[name]} {value:g}" for name, value in found.items())
+
+
+def _inner_rules(annotation: Any) -> list[Any]:
+    """Rules of ``Annotated[X, rule] | None``, which pydantic leaves where they are written."""
+    return [
+        part
+        for option in getattr(annotation, "__args__", ())
+        for rule in getattr(option, "__metadata__", ())
+        for part in [rule, *getattr(rule, "metadata", ())]
+    ]
+
+
+def command_reference() -> str:
+    """Every command with its arguments and options."""
+    sections: list[str] = []
+    for name in program._COMMANDS:  # noqa: SLF001  the list of commands, which nothing else needs
+        root: Any = typer.main.get_command(program._app([name]))  # noqa: SLF001
+        sections += _commands(root.commands[name], f"ppworker {name}")
+    return "\n".join(sections).rstrip()
+
+
+def _commands(command: Any, path: str) -> Iterator[str]:
+    children = getattr(command, "commands", None)
+    if children:
+        yield f"## {path}\n"
+        yield f"{_sentence(command.help)}\n"
+        for name, child in children.items():
+            yield from _one_command(child, f"{path} {name}", level="###")
+        return
+    yield from _one_command(command, path, level="##")
+
+
+def _one_command(command: Any, path: str, *, level: str) -> Iterator[str]:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    usage = " ".join([path, "[OPTIONS]", *(_metavar(a) for a in arguments)])
+    yield f"{level} {path}\n"
+    yield f"{_sentence(command.help)}\n"
+    yield f"```text\n{usage}\n```\n"
+    rows = [(f"`{_metavar(a)}`", a.help or "") for a in arguments if a.help]
+    rows += [(_flags(o), _meaning(o)) for o in options if not _is_everywhere(o)]
+    if rows:
+        yield "\n".join(_table(("", ""), rows)) + "\n"
+
+
+def _is_everywhere(option: Any) -> bool:
+    """Whether every command has it, so that the page says so once."""
+    return bool({"--help", "--json", "--data-dir"} & set(option.opts))
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _metavar(argument: Any) -> str:
+    shown = str(argument.metavar or argument.name.upper())
+    return shown if argument.required or shown.startswith("[") else f"[{shown}]"
+
+
+def _flags(option: Any) -> str:
+    flags = ", ".join([*option.opts, *option.secondary_opts])
+    if option.is_flag:
+        return f"`{flags}`"
+    return f"`{flags} {option.metavar or 'VALUE'}`"
+
+
+def _meaning(option: Any) -> str:
+    needed = "Required." if option.required else ""
+    return " ".join(part for part in (option.help, needed, _default(option)) if part)
+
+
+def _default(option: Any) -> str:
+    default = option.default
+    if isinstance(default, bool | list | tuple) or default in {None, ""} or callable(default):
+        return ""
+    return f"Default: `{_shown(default)}`."
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table_reference() -> str:
+    """Every table with its columns."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    lines: list[str] = []
+    for table in tables.metadata.tables.values():
+        lines += [f"## {table.name}", ""]
+        rows = [
+            (f"`{c.name}`", c.type.compile(dialect=dialect).lower(), _column_facts(c))
+            for c in table.columns
+        ]
+        lines += [*_table(("column", "type", ""), rows), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _column_facts(column: sa.Column[Any]) -> str:
+    facts = []
+    if column.primary_key:
+        facts.append("key")
+    facts += [f"of `{key.column.table.name}`" for key in column.foreign_keys]
+    if not column.nullable and not column.primary_key:
+        facts.append("not null")
+    if column.unique:
+        facts.append("unique")
+    return ", ".join(dict.fromkeys(facts))
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    lines += [
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows
+    ]
+    return lines
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "commands": command_reference,
+    "job-states": state_diagram,
+    "settings": settings_table,
+    "tables": table_reference,
+}
+
+
+def rewritten(text: str) -> str:
+    """A page with its generated parts as they should be.
+
+    Raises:
+        ValueError: a part is unknown or never ends.
+    """
+
+    def write(found: re.Match[str]) -> str:
+        if found[2] not in PARTS:
+            raise ValueError(f"nothing generates {found[2]!r}")
+        return f"{found[1]}{PARTS[found[2]]()}\n{found[3]}"
+
+    new, count = _BLOCK.subn(write, text)
+    if count != len(_OPEN.findall(text)):
+        raise ValueError("a generated part has no end")
+    return new
+
+
+def main() -> int:
+    """Write what differs; with ``--check`` only say so. Returns the exit code."""
+    code = 0
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        new = rewritten(text)
+        if new == text:
+            continue
+        if "--check" in sys.argv[1:]:
+            sys.stdout.write(f"{page}: differs from the code; run `make docs`\n")
+            code = 1
+        else:
+            page.write_text(new, encoding="utf-8")
+            sys.stdout.write(f"{page}: written\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
