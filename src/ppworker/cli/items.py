@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
@@ -101,10 +102,11 @@ def _add(
             try:
                 taken = ingest.take_upload(s.deps, into, chunk, key=own_key, priority=priority)
             except OSError as error:
-                name = error.filename or "a file"
+                if error.filename is None or Path(error.filename) not in {u.path for u in chunk}:
+                    raise  # not the caller's file but our store: its disk is full, for instance
                 raise Invalid(
-                    f"'{name}' cannot be read any more ({error.strerror}); {start} items were "
-                    "added before it",
+                    f"'{error.filename}' cannot be read any more ({error.strerror}); {start} "
+                    "items were added before it",
                     field="PATH",
                 ) from error
             except PpworkerError as error:

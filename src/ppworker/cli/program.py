@@ -161,6 +161,9 @@ def _explain(error: Exception) -> int:
         return _say(str(error), MISTAKEN)
     if isinstance(error, PpworkerError):
         return _say(_at_run_time(error), FAILED)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"'{error.filename}': " if error.filename else ""
+        return _say(f"{where}{error.strerror}", FAILED)
     return _say(
         f"unexpected {type(error).__name__}: {error}"
         " (PPWORKER_LOG_LEVEL=debug shows where it happened)",

@@ -9,6 +9,7 @@ from ppworker.errors import Invalid
 from ppworker.pipeline.deps import Deps
 from ppworker.store import datasets, labels
 from ppworker.store.datasets import Dataset, Split
+from ppworker.store.db import Tx
 from ppworker.store.labels import Label
 
 MAX_SPLITS = 100
@@ -66,7 +67,7 @@ def create_split(deps: Deps, user_id: UUID, dataset: Dataset, name: str) -> Spli
     """
     name = checked_name(name)
 
-    def work(tx: datasets.Tx) -> Split:
+    def work(tx: Tx) -> Split:
         split_id = datasets.create_split(tx, dataset.version_id, user_id, name)
         return datasets.get_split(tx, user_id, str(split_id))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 from uuid import UUID
 
 from ppworker.domain.inference import Task
@@ -23,6 +24,7 @@ _WRITES_TEXT = frozenset({"ocr", "stt", "stt-diarization", "llm"})
 """Tasks whose answer may hold a text for the item."""
 _MOSTLY_TEXT = frozenset({"ocr", "stt"})
 """Tasks that are asked for the text and nothing else unless somebody says so."""
+_ON_FAILURE: dict[str, Literal["continue", "stop"]] = {"continue": "continue", "stop": "stop"}
 
 _MAX_PREFIX = 100
 _MAX_EXTENSION = 16
@@ -99,10 +101,9 @@ def _checked(dataset: Dataset, wanted: Wanted, *, by_path: bool) -> PostProcesso
     spec = registry.check(wanted.runner, config, by_path=by_path)
     model_type = _model_type(wanted, spec)
     _check_numbers(wanted)
-    if wanted.on_failure == "stop" or wanted.on_failure == "continue":  # noqa: PLR1714  narrows
-        on_failure = wanted.on_failure
-    else:
-        raise Invalid("must be continue or stop", field="on_failure")
+    on_failure = _ON_FAILURE.get(wanted.on_failure)
+    if on_failure is None:
+        raise Invalid(f"must be one of {', '.join(_ON_FAILURE)}", field="on_failure")
     return PostProcessor(
         id=new_id(),
         dataset_id=dataset.id,
