@@ -23,7 +23,7 @@ class Fleet:
         self, command: Sequence[str], *, environment: Mapping[str, str], log: Path
     ) -> None:
         self.log = log
-        with log.open("ab") as out:
+        with log.open("wb") as out:
             self._process = subprocess.Popen(
                 list(command),
                 cwd=ROOT,

@@ -42,14 +42,14 @@ WORDS = (
 
 # How many files of an ending the demo takes; what is missing here is missing in the demo.
 SOURCES = {
-    **{".py": 12, ".json": 5, ".md": 4, ".csv": 4, ".xml": 3, ".yaml": 2, ".toml": 1},
-    **{".sql": 3, ".css": 2, ".html": 2, ".js": 2, ".c": 2, ".h": 2, ".rst": 2},
-}
+    ".py": 12, ".json": 5, ".md": 4, ".csv": 4, ".xml": 3, ".yaml": 2, ".toml": 1,
+    ".sql": 3, ".css": 2, ".html": 2, ".js": 2, ".c": 2, ".h": 2, ".rst": 2,
+}  # fmt: skip
 _SOURCE_BYTES = (400, 40_000)
 _INK, _PAPER = "black", "white"
 _PAGE = (900, 740)
-_MARGIN, _LINE_HEIGHT, _FONT_SIZE = 40, 100, 36
-_WORD_GAP = 22
+_MARGIN, _LINE_HEIGHT, _FONT_SIZE = 40, 100, 32
+_WORD_GAP = 32
 """Wider than the font's own blank, which text recognisers overlook now and then."""
 _WORDS_PER_LINE = 4
 _DPI = 150
@@ -145,7 +145,7 @@ def save_turned(page: Image.Image, path: Path) -> None:
 
 
 def _pages(folder: Path, rng: random.Random) -> Iterator[Made]:
-    """Twelve documents: four PNG, three JPEG (one turned), two TIFF (one of two pages), three PDF."""
+    """Twelve documents, three of them of several pages, one photographed sideways."""
     counts = {"png": (1, 1, 1, 1), "jpg": (1, 1, 1), "tiff": (1, 2), "pdf": (2, 2, 2)}
     for extension, documents in counts.items():
         for number, page_count in enumerate(documents, start=1):
@@ -178,7 +178,7 @@ def _letters(folder: Path, rng: random.Random, kind: Kind, *, count: int) -> Ite
         sender, receiver = random_address(rng), random_address(rng)
         prose = textwrap.wrap(" ".join(rng.choices(WORDS, k=rng.randint(30, 60))), width=72)
         lines = (receiver.line, "", *prose, "", "please answer to", sender.line)
-        path = folder / f"letter-{number:02}.txt"
+        path = folder / f"{kind}-{number:02}.txt"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         yield Made(path=path, kind=kind, lines=lines, addresses=(receiver, sender))
 

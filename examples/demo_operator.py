@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from demo_results import say
-
 from ppworker import embedded
 
 _MARK = ".ppworker-demo"

@@ -5,18 +5,18 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from demo_data import Address, Made
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from demo_data import Address, Made
 from ppworker import embedded, settings, wiring
 from ppworker.store import annotations, datasets, items, job_operations, labels, overview, stats
 
@@ -29,6 +29,7 @@ _LOOK_S = 0.25
 _LINE_S = 3.0
 """Seconds between lines of progress where nobody watches a terminal."""
 _QUICK_S = 15.0
+"""Longest that a second start may take, on a slow machine too."""
 
 _console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -131,10 +132,10 @@ class Look:
             found = datasets.get_split(tx, self._user, split)
             names = {each.id: each.name for each in labels.list_labels(tx, found.version_id)}
             rows = read(tx, [found.id])
-        return [
+        return sorted(
             (names.get(row.label_id, f"({row.bucket})"), row.annotation_count, row.item_count)
             for row in rows
-        ]
+        )
 
 
 def say(*lines: str) -> None:
@@ -178,9 +179,7 @@ def _bars(look: Look) -> Iterator[list[overview.ProcessorStatus]]:
             for each in found:
                 over = each.completed + each.failed
                 total = over + each.pending + each.processing
-                progress.update(
-                    bars[each.id], completed=over, total=total, figures=_figures(each)
-                )
+                progress.update(bars[each.id], completed=over, total=total, figures=_figures(each))
             yield found
             found = look.processors()
 
@@ -248,16 +247,16 @@ def _row(jobs: Sequence[Any]) -> list[str]:
 
 
 def _show_examples(found: Sequence[Item]) -> None:
-    """Print one text, and one annotation of each kind."""
-    page = next(item for item in found if item.name.endswith(".jpg") and item.text)
+    """Print one annotation of each kind, and the text of its item."""
     examples = Table("what", "of", "example", title="examples", title_justify="left")
-    examples.add_row("text", page.name, page.text)
-    seen = set()
-    for item in (page, *found):
-        for each in item.annotations:
-            if each.kind not in seen:
-                seen.add(each.kind)
-                examples.add_row(each.kind, item.name, _described(each))
+    for kind, ending in (("class", ".py"), ("polygon", ".jpg"), ("span", ".pdf")):
+        for item in found:
+            said = [each for each in item.annotations if each.kind == kind]
+            if item.name.endswith(ending) and said:
+                if item.text:
+                    examples.add_row("text", item.name, item.text)
+                examples.add_row(kind, item.name, _described(said[-1]))
+                break
     _console.print(examples)
 
 
@@ -269,9 +268,16 @@ def _described(annotation: Any) -> str:
 
 
 def check_data(
-    look: Look, split: str, made: Sequence[Made], address_labels: Mapping[str, str]
+    look: Look, split: str, made: Sequence[Made], address_labels: Sequence[str]
 ) -> list[Check]:
-    """Compare what is in the database with what is known of the files."""
+    """Compare what is in the database with what is known of the files.
+
+    Args:
+        look: the database.
+        split: where the files went.
+        made: the files, those that went elsewhere too.
+        address_labels: labels of the parts of an address, in the order in which it is written.
+    """
     found = {item.name: item for item in look.items(split)}
     pairs = [(each, found[each.path.name]) for each in made if each.path.name in found]
     return [
@@ -280,7 +286,7 @@ def check_data(
         *_check_pages([(m, item) for m, item in pairs if m.kind == "page"]),
         *_check_addresses([(m, item) for m, item in pairs if m.addresses], address_labels),
         _check_quotes(list(found.values())),
-        Check("label stats are those counted anew", look.stats(split) == look.recount(split)),
+        *_check_stats(look, split, [m for m, _ in pairs], address_labels),
     ]
 
 
@@ -344,19 +350,18 @@ def _all_inside(item: Item, boxes: Sequence[Any]) -> bool:
     points = [point for box in boxes for point in box.geometry["points"]]
     if item.width is None or item.height is None:
         return bool(points)
-    return bool(points) and all(
-        0 <= x <= item.width and 0 <= y <= item.height for x, y in points
-    )
+    return bool(points) and all(0 <= x <= item.width and 0 <= y <= item.height for x, y in points)
 
 
 def _check_addresses(
-    pairs: Sequence[tuple[Made, Item]], address_labels: Mapping[str, str]
+    pairs: Sequence[tuple[Made, Item]], address_labels: Sequence[str]
 ) -> list[Check]:
-    names = [f"address {name}" for name in address_labels.values()]
     exact = []
     for made, item in pairs:
         spans = [(each.label, each.text) for each in item.said_by("addresses")]
-        wanted = [pair for a in made.addresses for pair in zip(names, _parts(a), strict=True)]
+        wanted = [
+            pair for a in made.addresses for pair in zip(address_labels, _parts(a), strict=True)
+        ]
         if spans == wanted:
             exact.append(made)
     count = sum(len(made.addresses) for made, _ in pairs)
@@ -383,6 +388,24 @@ def _check_quotes(found: Sequence[Item]) -> Check:
         if item.text[each.geometry["start"] : each.geometry["end"]] != each.text
     ]
     return Check("every span quotes its item's text", bool(spans) and not wrong, f"{len(spans)}")
+
+
+def _check_stats(
+    look: Look, split: str, made: Sequence[Made], address_labels: Sequence[str]
+) -> list[Check]:
+    """Of what was composed it is known what the stats must be."""
+    found = look.stats(split)
+    addressed = [each for each in made if each.addresses]
+    count = sum(len(each.addresses) for each in addressed)
+    wanted = {(label, count, len(addressed)) for label in address_labels}
+    return [
+        Check("label stats are those counted anew", bool(found) and found == look.recount(split)),
+        Check(
+            "label stats count each part of each address once",
+            wanted == {row for row in found if row[0].startswith("address ")},
+            f"{count} on {len(addressed)} items",
+        ),
+    ]
 
 
 def _all(those: Sequence[Made], pairs: Sequence[tuple[Made, Item]]) -> tuple[bool, str]:

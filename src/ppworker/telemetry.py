@@ -150,21 +150,18 @@ class _JsonLines:
 
     def write(self, events: Sequence[Event]) -> None:
         timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        heads: dict[tuple[str, str], str] = {}  # the beginning that lines of a kind share
         lines: list[str] = []
         size = 0
         for event in events:
             level, name, values = _described(event)
             if level not in self._levels:
                 continue
-            line = _ENCODER.encode(
-                {
-                    **self._context,
-                    **_redacted_words(values),
-                    "event": name,
-                    "level": level,
-                    "timestamp": timestamp,
-                }
-            )
+            head = heads.get((level, name))
+            if head is None:
+                shared = {"event": name, "level": level, "timestamp": timestamp}
+                head = heads[level, name] = _ENCODER.encode({**self._context, **shared})[:-1]
+            line = f"{head},{_ENCODER.encode(_redacted_words(values))[1:]}"
             # In bytes a code point takes up to four.
             bytes_ = len(line) if line.isascii() else len(line) * 4
             if lines and size + bytes_ >= select.PIPE_BUF:

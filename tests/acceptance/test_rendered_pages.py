@@ -5,12 +5,11 @@ import random
 import subprocess
 import sys
 import time
-from uuid import UUID
 
-import demo_data
 import pytest
 import sqlalchemy as sa
 
+import demo_data
 from ppworker import settings, wiring
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.embedded import acquire
@@ -145,7 +144,9 @@ def test_exactly_what_was_printed_is_found(place, tmp_path):
         assert text.split() == " ".join(lines).split()
         spans = place.spans(item_id)
         assert [(name, quoted) for name, _, _, quoted in spans] == [
-            (label, getattr(address, part)) for address in addresses for label, part in PARTS.items()
+            (label, getattr(address, part))
+            for address in addresses
+            for label, part in PARTS.items()
         ]
         assert all(text[start:end] == quoted for _, start, end, quoted in spans)
     assert_stats(place, items=len(items), addresses=sum(len(a) for _, a in printed.values()))
@@ -167,10 +168,8 @@ def assert_stats(place, *, items: int, addresses: int):
     """Each page has one address, so each label stands once per page; every item has them all."""
     labels = place.labels()
     assert set(labels) == set(PARTS)
-    expected: dict[tuple[str, UUID | None], tuple[int, int]] = {
-        ("label", label_id): (addresses, items) for label_id in labels.values()
-    }
-    expected["total", None] = (addresses * len(PARTS), items)
+    expected = {("label", label_id): (addresses, items) for label_id in labels.values()}
+    expected |= {("total", None): (addresses * len(PARTS), items)}
     with place.begin() as tx:
         found = stats.read_stats(tx, [place.split.id])
         assert found == stats.recount(tx, [place.split.id])

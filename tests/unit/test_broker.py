@@ -516,6 +516,30 @@ def test_a_deep_backlog_may_hold_several_slots(table, clock, poller):
     assert names([next(consumer)]) == [A]
 
 
+def test_the_one_that_waits_longest_does_not_take_every_turn(table, clock, poller):
+    table.due = [A, B, C]  # turns are longer than the pause between polls: each begins with one
+    consumer = consume(ready(HintBroker(poller=poller)), slots=1)
+    turns = []
+    for _ in range(6):
+        message = next(consumer)
+        turns.append(message)
+        clock.now += 2
+        consumer.ack(message)
+    assert names(turns) == [A, B, C, A, B, C]
+
+
+def test_a_turn_by_a_hint_counts_as_a_turn(client, table, clock, poller):
+    broker = ready(HintBroker(link=RedisLink(client, client), poller=poller))
+    broker.hint(A)
+    consumer = consume(broker, slots=1)
+    drain(consumer, looks=1)  # nobody is due: the poll passes
+    (hinted,) = drain(consumer, looks=1)
+    table.due = [A, B]
+    clock.now += 2
+    consumer.ack(hinted)
+    assert names([hinted, next(consumer)]) == [A, B]
+
+
 def test_the_timer_is_jittered_by_half(table, clock, poller):
     waits = []
     for _ in range(300):

@@ -20,6 +20,55 @@ from ppworker.store import datasets, post_processors
 ProcessorRef = Annotated[
     str, typer.Argument(metavar="PROCESSOR", help="Id or DATASET/NAME.", show_default=False)
 ]
+Runner = Annotated[str, typer.Option("--runner", metavar="R", help="Its name, or module:Class.")]
+ModelType = Annotated[
+    str | None, typer.Option("--type", metavar="T", help="Default: the runner's natural one.")
+]
+Order = Annotated[int, typer.Option("--order", metavar="N", help="Lower ones run first.")]
+OutputTarget = Annotated[
+    str | None, typer.Option("--target", metavar="T", help="text, annotations or both.")
+]
+Threshold = Annotated[
+    float, typer.Option("--threshold", metavar="F", help="Least score of an annotation, 0 to 1.")
+]
+NoNewLabels = Annotated[
+    bool, typer.Option("--no-auto-create-labels", help="Use only labels that are there.")
+]
+MaxNewLabels = Annotated[
+    int, typer.Option("--max-new-labels", metavar="N", help="Most labels it may create.")
+]
+Mapping = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="FROM=TO", help="Rename a label; FROM= drops. Repeatable."),
+]
+Prefix = Annotated[str, typer.Option("--prefix", metavar="P", help="Put before new labels.")]
+FileTypes = Annotated[
+    list[str] | None,
+    typer.Option("--file-type", metavar="EXT", help="Only such files. Repeatable."),
+]
+OnlySplits = Annotated[
+    list[str] | None,
+    typer.Option("--split", metavar="NAME", help="Only items of this split. Repeatable."),
+]
+Config = Annotated[
+    list[str] | None,
+    typer.Option("--config", metavar="KEY=VALUE", help="Option of the runner. Repeatable."),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Most jobs in a batch.")]
+Cap = Annotated[
+    int | None, typer.Option("--cap", metavar="N", help="Most batches at a time, over all workers.")
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="S", help="Seconds a job may spend in the model.")
+]
+MaxAttempts = Annotated[
+    int, typer.Option("--max-attempts", metavar="N", help="Runs of a job before it fails.")
+]
+OnFailure = Annotated[
+    str,
+    typer.Option("--on-failure", metavar="WORD", help="Later ones of the item: continue or stop."),
+]
+
 
 _processors = typer.Typer()
 
@@ -35,48 +84,23 @@ def create(
     *,
     dataset: DatasetRef,
     name: Name,
-    runner: Annotated[
-        str, typer.Option("--runner", metavar="R", help="Its name, or module:Class.")
-    ],
-    model_type: Annotated[
-        str | None, typer.Option("--type", metavar="T", help="Default: the runner's natural one.")
-    ] = None,
-    order: Annotated[int, typer.Option("--order", help="Lower ones run first.")] = 0,
-    target: Annotated[
-        str | None, typer.Option("--target", help="text, annotations or both.")
-    ] = None,
-    threshold: Annotated[
-        float, typer.Option("--threshold", help="Least score of an annotation, 0 to 1.")
-    ] = 0.0,
-    no_auto_create_labels: Annotated[
-        bool, typer.Option("--no-auto-create-labels", help="Use labels that are there.")
-    ] = False,
-    max_new_labels: Annotated[int, typer.Option("--max-new-labels", metavar="N")] = 100,
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="FROM=TO", help="Rename a label; FROM= drops. Repeatable."),
-    ] = None,
-    prefix: Annotated[str, typer.Option("--prefix", help="Put before new labels.")] = "",
-    file_type: Annotated[
-        list[str] | None,
-        typer.Option("--file-type", metavar="EXT", help="Only such files. Repeatable."),
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option("--split", help="Only items of these. Repeatable.")
-    ] = None,
-    config: Annotated[
-        list[str] | None,
-        typer.Option("--config", metavar="KEY=VALUE", help="Option of the runner. Repeatable."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Most jobs in a batch.")] = 200,
-    cap: Annotated[
-        int | None, typer.Option("--cap", help="Most batches at a time, over all workers.")
-    ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one job.")] = 300.0,
-    max_attempts: Annotated[int, typer.Option("--max-attempts")] = 3,
-    on_failure: Annotated[
-        str, typer.Option("--on-failure", help="Later ones of the item: continue or stop.")
-    ] = "continue",
+    runner: Runner,
+    model_type: ModelType = None,
+    order: Order = 0,
+    target: OutputTarget = None,
+    threshold: Threshold = 0.0,
+    no_auto_create_labels: NoNewLabels = False,
+    max_new_labels: MaxNewLabels = 100,
+    mapping: Mapping = None,
+    prefix: Prefix = "",
+    file_type: FileTypes = None,
+    split: OnlySplits = None,
+    config: Config = None,
+    batch_size: BatchSize = 200,
+    cap: Cap = None,
+    timeout: Timeout = 300.0,
+    max_attempts: MaxAttempts = 3,
+    on_failure: OnFailure = "continue",
 ) -> None:
     """Create a post-processor; every option is checked before anything is written."""
     wanted = processors.Wanted(
@@ -104,11 +128,9 @@ def create(
         made = processors.create(s.deps, s.user_id, parent, wanted)
     if call.as_json:
         render.as_json(made)
-        return
-    render.say(
-        f"post-processor {parent.name}/{made.name} ({made.id}): {made.runner} for "
-        f"{made.model_type}, writes {made.output_target}"
-    )
+    else:
+        kind = f"{made.runner} for {made.model_type}, writes {made.output_target}"
+        render.say(f"post-processor {parent.name}/{made.name} ({made.id}): {kind}")
 
 
 def _mapping(given: list[str]) -> dict[str, str | None]:

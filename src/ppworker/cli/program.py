@@ -232,4 +232,5 @@ def _end_in_order_on(*signals: signal.Signals) -> None:
         raise SystemExit(128 + number)
 
     for number in signals:
-        signal.signal(number, end)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, end)

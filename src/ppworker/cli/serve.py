@@ -1,6 +1,7 @@
 """``up`` and ``worker``: processes that run until they are told to stop."""
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -55,6 +56,7 @@ def _serve(call: Call, processes: int | None, threads: int | None, *, migrate: b
     ):
         telemetry.configure(reached.settings)
         _hand_down(reached.settings)
+        _stop_on_hangup()
         ready = _Ready(call, reached, db)
         code = supervise(
             lambda _: [sys.executable, "-m", "ppworker.process"],
@@ -76,6 +78,12 @@ def _hand_down(found: Settings) -> None:
             os.environ[variable] = url.get_secret_value()
     os.environ["PPWORKER_DATA_DIR"] = str(found.data_dir)
     os.environ["PPWORKER_THREADS"] = str(found.threads)
+
+
+def _stop_on_hangup() -> None:
+    """Have a terminal that closes stop the workers as a signal to end does, not kill them."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _healing(reached: Reached) -> Callable[[], None]:

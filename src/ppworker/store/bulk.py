@@ -6,6 +6,7 @@ element, which cost more than all the rest of a finish.
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,14 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy l
 def uuids(values: Iterable[UUID | None]) -> str:
     """Array literal, for ``CAST(:p AS uuid[])``."""
     return "{" + ",".join(["NULL" if v is None else v.hex for v in values]) + "}"
+
+
+def in_order(ids: Iterable[UUID]) -> list[UUID]:
+    """Each id once, ascending, as PostgreSQL orders them: the order in which rows are locked."""
+    return sorted(set(ids), key=_NUMBER)
+
+
+_NUMBER = attrgetter("int")
 
 
 def texts(values: Iterable[str | None]) -> str:

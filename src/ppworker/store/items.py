@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -35,9 +35,8 @@ class NewItem:
         return None if self.text is None else text_sha256(self.text)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockedItem:
-    """What a finish decides on, read after the item's lock was won."""
+class LockedItem(NamedTuple):
+    """What a finish decides on, read after the item's lock was won; in the order of its columns."""
 
     id: UUID
     content_sha256: str | None
@@ -97,9 +96,9 @@ def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dic
             "deleted_at FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) "
             "ORDER BY id FOR UPDATE" + (" SKIP LOCKED" if skip_locked else "")
         ),
-        {"ids": bulk.uuids(sorted(set(ids)))},
+        {"ids": bulk.uuids(bulk.in_order(ids))},
     )
-    return {row.id: LockedItem(**row._mapping) for row in rows}  # noqa: SLF001
+    return {row[0]: LockedItem._make(row) for row in rows}
 
 
 def read_texts(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
@@ -111,7 +110,7 @@ def read_texts(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
         ),
         {"ids": bulk.uuids(ids)},
     )
-    return {row.id: row.text for row in rows}
+    return {item_id: text for item_id, text in rows}
 
 
 def read_splits(tx: Tx, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], list[UUID]]:
@@ -128,8 +127,8 @@ def read_splits(tx: Tx, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, 
             "versions": bulk.uuids(pair[1] for pair in pairs),
         },
     )
-    for row in rows:
-        found.setdefault((row.item_id, row.version_id), []).append(row.split_id)
+    for item_id, version_id, split_id in rows:
+        found.setdefault((item_id, version_id), []).append(split_id)
     return found
 
 

@@ -132,6 +132,8 @@ class HintConsumer(dramatiq.Consumer):
             self._broker.count("polled")
         message = hint.to_message(local=is_local)
         self._broker.slots.take(message.message_id, hint.post_processor_id)
+        if self._broker.poller is not None and hint.post_processor_id is not None:
+            self._broker.poller.served(hint.post_processor_id)
         return MessageProxy(message)
 
     def _pass_on(self, hint: Hint) -> None:

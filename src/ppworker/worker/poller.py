@@ -51,10 +51,15 @@ class Poller:
         self._earliest_at = -inf
         self._is_wanted = False
         self._failures = 0
+        self._served_at: dict[UUID, float] = {}
 
     def soon(self) -> None:
         """Look as soon as a slot is idle, instead of at the next tick."""
         self._is_wanted = True
+
+    def served(self, post_processor_id: UUID) -> None:
+        """Note that a post-processor has its turn, whoever called it: others come before it now."""
+        self._served_at[post_processor_id] = self._clock()
 
     def seconds_left(self) -> float:
         """Seconds until the next look; 0 when it is time."""
@@ -67,7 +72,9 @@ class Poller:
         """Look now and name at most ``limit`` post-processors to start.
 
         Those without a slot in this process come first, each once: a deep backlog recruits its
-        further slots by itself. A database that is away is logged once and asked less often.
+        further slots by itself. Among them those come first whose last turn here is longest ago,
+        or the one whose jobs wait longest would have every turn until its backlog is gone. A
+        database that is away is logged once and asked less often.
         """
         self._is_wanted = False  # before asking: who asks meanwhile is owed another look
         try:
@@ -86,7 +93,10 @@ class Poller:
             wait_s = min(wait_s, _LEFTOVER_GAP_S)
         self._earliest_at = self._clock() + _GAP_S
         self._next_at = self._earliest_at + max(0.0, wait_s - _GAP_S)
-        return sorted(poll.due, key=running.__getitem__)[:limit]
+        self._served_at = {id_: at for id_, at in self._served_at.items() if id_ in poll.due}
+        return sorted(poll.due, key=lambda id_: (running[id_], self._served_at.get(id_, -inf)))[
+            :limit
+        ]
 
     def _failed(self, error: Exception) -> list[UUID]:
         if not self._failures:
