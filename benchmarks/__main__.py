@@ -8,12 +8,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import full_job, growth, idle
 from benchmarks.report import Report, Row
 from benchmarks.servers import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 JOB_TIMES = 5.0
 LATENCY_MS = 10.0
@@ -55,7 +58,7 @@ def main() -> int:
 
 
 def _job(servers: Servers, report: Report, items: int, rounds: int) -> None:
-    systems = {
+    systems: dict[str, Callable[[], full_job.Drain]] = {
         "by hand": lambda: full_job.by_hand(servers, items),
         "ppworker": lambda: full_job.ppworker(servers, items),
         # Four times as many: it is done in a blink otherwise.

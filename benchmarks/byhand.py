@@ -6,6 +6,7 @@ that their rows are locked as briefly as can be. Run as ``dramatiq benchmarks.by
 
 import os
 import threading
+from typing import Any
 
 import dramatiq
 import psycopg
@@ -113,8 +114,8 @@ def item(job_id: int) -> None:
         connection.execute(_COUNT, (split, label))
 
 
-def _connection() -> psycopg.Connection[tuple[object, ...]]:
-    found: psycopg.Connection[tuple[object, ...]] | None = getattr(_of_thread, "connection", None)
+def _connection() -> psycopg.Connection[tuple[Any, ...]]:
+    found: psycopg.Connection[tuple[Any, ...]] | None = getattr(_of_thread, "connection", None)
     if found is None:
         found = _of_thread.connection = psycopg.connect(DSN, autocommit=True)
     return found

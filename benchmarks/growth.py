@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from benchmarks.label_runner import PATH
 from benchmarks.servers import Servers
@@ -10,8 +11,10 @@ from benchmarks.system import system
 from ppworker.pipeline import execute
 from ppworker.pipeline.label_cache import LabelCache
 from ppworker.runners.pool import RunnerPool
-from ppworker.store.jobs import Bound
 from ppworker.worker.loop import _Model
+
+if TYPE_CHECKING:
+    from ppworker.store.jobs import Bound
 
 _BATCH = 200
 

@@ -41,9 +41,7 @@ class _Commits:
         self.at |= {event.job_id: now for event in events if isinstance(event, JobMoved)}
 
 
-def measure(
-    servers: Servers, *, uploads: int, rate: float, rest_s: float, backlog: int
-) -> Idle:
+def measure(servers: Servers, *, uploads: int, rate: float, rest_s: float, backlog: int) -> Idle:
     """One system, in this order: memory at rest, latency, CPU at rest, two backlogs."""
     commits = _Commits()
     with system(servers, "bench_idle", emit=commits) as our:

@@ -1,4 +1,4 @@
-"""Groups of processes: started, paused, resumed and stopped together; what they cost, from /proc."""
+"""Groups of processes: started, paused and stopped together; what they cost, from /proc."""
 
 import os
 import signal

@@ -6,6 +6,10 @@ import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+_CORRECT = (
+    "Correct after every run: no job lost or doubled, one attempt and one annotation per item, "
+    "stats equal to a recount."
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,18 +43,29 @@ class Report:
     def markdown(self) -> str:
         """The table and what it was measured on."""
         heads = ("what", "figure", "target", "met", "note")
-        cells = [(r.what, r.figure, r.target, _met(r.is_met), r.note) for r in self.rows]
+        cells = [(r.what, r.figure, r.target, _met(r), r.note) for r in self.rows]
         widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
         lines = [_line(heads, widths), _line(["-" * width for width in widths], widths)]
         lines += [_line(row, widths) for row in cells]
         faults = [f"- NOT CORRECT: {fault}" for fault in self.faults]
-        verdict = faults or ["Correct after every run: no job lost or doubled, one attempt and one "
-                             "annotation per item, stats equal to a recount."]
+        verdict = faults or [_CORRECT]
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
         on = ", ".join([machine, *(f"{name} {value}" for name, value in self.servers.items())])
         how = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        return "\n".join(["# Benchmark", "", *lines, "", *verdict, "", f"On: {on}.", "",
-                          f"How: {how}. Ratios carry over to other machines, rates do not.", ""])
+        return "\n".join(
+            [
+                "# Benchmark",
+                "",
+                *lines,
+                "",
+                *verdict,
+                "",
+                f"On: {on}.",
+                "",
+                f"How: {how}. Ratios carry over to other machines, rates do not.",
+                "",
+            ]
+        )
 
     def save(self, name: str) -> None:
         """Keep the run beside the programs."""
@@ -60,8 +75,8 @@ class Report:
         RESULTS.joinpath(f"{name}.md").write_text(self.markdown())
 
 
-def _met(is_met: bool | None) -> str:
-    return {None: "", True: "yes", False: "NO"}[is_met]
+def _met(row: Row) -> str:
+    return {None: "", True: "yes", False: "NO"}[row.is_met]
 
 
 def _line(cells: tuple[str, ...] | list[str], widths: list[int]) -> str:

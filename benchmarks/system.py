@@ -74,7 +74,7 @@ class System:
         """Wait until no job lives; returns the monotonic time at which that was seen."""
         give_up = time.monotonic() + _PATIENCE_S
         with self.deps.db.engine.connect() as connection:
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execution_options(isolation_level="AUTOCOMMIT")
             while not connection.execute(_IS_DONE).scalar_one():
                 if time.monotonic() > give_up:
                     raise RuntimeError("the workers did not finish")

@@ -179,7 +179,13 @@ def _bars(look: Look) -> Iterator[list[overview.ProcessorStatus]]:
             for each in found:
                 over = each.completed + each.failed
                 total = over + each.pending + each.processing
-                progress.update(bars[each.id], completed=over, total=total, figures=_figures(each))
+                progress.update(
+                    bars[each.id],
+                    completed=over,
+                    total=total,
+                    figures=_figures(each),
+                    visible=total > 0,
+                )
             yield found
             found = look.processors()
 

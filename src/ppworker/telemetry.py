@@ -8,10 +8,10 @@ import logging
 import re
 import select
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import Any, TextIO
 from uuid import UUID
 
 import structlog
@@ -42,7 +42,9 @@ _WORDS = frozenset({"post_processor", "reason", "error", "names"})
 _EDGE_NAMES = {"source": "from", "to": "to", "job_id": "job", "item_id": "item"}
 
 
-def configure(settings: Settings, *, worker_id: UUID | None = None, out: IO[str] | None = None) -> None:
+def configure(
+    settings: Settings, *, worker_id: UUID | None = None, out: TextIO | None = None
+) -> None:
     """Set up logging for this process: ours through structlog, libraries' through the same lines.
 
     Args:
@@ -55,7 +57,7 @@ def configure(settings: Settings, *, worker_id: UUID | None = None, out: IO[str]
         settings.log_format == "auto" and hasattr(stream, "isatty") and stream.isatty()
     )
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    shared = [
+    shared: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         redact,
@@ -142,7 +144,7 @@ class _JsonLines:
     worker. What one write carries a pipe takes whole, so lines of several processes do not mix.
     """
 
-    def __init__(self, stream: IO[str], context: Mapping[str, Any], level: int) -> None:
+    def __init__(self, stream: TextIO, context: Mapping[str, Any], level: int) -> None:
         self._out = structlog.WriteLoggerFactory(stream)()  # shares structlog's lock
         self._context = context
         known = {"info": logging.INFO, "warning": logging.WARNING}
@@ -244,5 +246,3 @@ class _FromLibraries(logging.Handler):
             method(record.getMessage(), **extra)
         except Exception:  # noqa: BLE001  as in emit
             _count_lost(1)
-
-

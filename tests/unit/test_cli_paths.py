@@ -2,6 +2,9 @@
 
 import os
 import socket
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,7 @@ from ppworker.cli import paths
 from ppworker.errors import Invalid
 from ppworker.settings import Settings
 
+NOBODY = 65534
 LIMITS = Settings(max_text_bytes=100, max_file_bytes=1000)
 
 
@@ -107,9 +111,23 @@ def test_what_is_too_large_is_found_before_anything_is_added(tmp_path):
         paths.find([str(tmp_path)], LIMITS)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_named(tmp_path):
-    (tmp_path / "locked").write_text("x")
-    (tmp_path / "locked").chmod(0)
-    with pytest.raises(Invalid, match="locked' cannot be read"):
-        paths.find([str(tmp_path)], LIMITS)
+def test_an_unreadable_file_is_named():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "locked").write_text("x")
+        (folder / "locked").chmod(0)
+        with as_somebody(), pytest.raises(Invalid, match="locked' cannot be read"):
+            paths.find([name], LIMITS)
+
+
+@contextmanager
+def as_somebody():
+    """Without root's right to read everything."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(me)

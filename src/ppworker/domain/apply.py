@@ -19,6 +19,8 @@ from ppworker.domain.labels import Resolver, normalise_label
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.domain.text import clean_text
 
+_TO_JSON = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -94,6 +96,7 @@ def apply(
     processor: PostProcessor,
     labels: Mapping[str, UUID],
     target: Target,
+    resolver: Resolver | None = None,
 ) -> Applied:
     """Turn an answer into what should be written, without writing it.
 
@@ -116,7 +119,7 @@ def apply(
         return Applied(text=text, drafts=(), new_labels=(), dropped=tally(dropped), cleaned=cleaned)
     # Offsets count the text as the model gave it, so the span check sees it before the cleaning.
     spans_in = inference.text if text is not None else target.text
-    resolver = Resolver(processor, labels)
+    resolver = resolver or Resolver(processor, labels)
     candidates = []
     for position in _scored(inference.predictions, processor, target, dropped):
         prediction = predictions[position][0]
@@ -155,7 +158,7 @@ def fingerprint(prediction: Prediction, quoted: str | None) -> str:
         prediction.page,
         quoted,
     ]
-    encoded = json.dumps(said, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    encoded = _TO_JSON.encode(said)
     return hashlib.sha256(encoded.encode("ascii")).hexdigest()[:32]
 
 
@@ -168,6 +171,8 @@ def _new_text(inference: Inference, processor: PostProcessor) -> tuple[str | Non
 def _clean(prediction: Prediction) -> tuple[Prediction, int]:
     label, in_label = (None, 0) if prediction.label is None else clean_text(prediction.label)
     text, in_text = (None, 0) if prediction.text is None else clean_text(prediction.text)
+    if not in_label and not in_text:
+        return prediction, 0
     return replace(prediction, label=label, text=text), in_label + in_text
 
 
@@ -320,6 +325,8 @@ def _segment(
 
 def _without_duplicates(candidates: list[_Candidate], dropped: Counter[Reason]) -> list[_Candidate]:
     """Best of each prediction said twice, and of each annotation two predictions would make."""
+    if len(candidates) < 2:
+        return candidates
     kept: list[_Candidate] = []
     seen: set[Any] = set()
     for candidate in sorted(candidates, key=lambda c: _rank(c.draft.score, c.position)):

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from uuid import UUID
 
 from ppworker.domain.drop import Reason
@@ -12,6 +13,7 @@ MAX_NAME = 200
 """Longest name of a label, in code points, its prefix included."""
 
 
+@lru_cache(maxsize=4096)
 def normalise_label(name: str) -> str:
     """Form in which names of labels are compared; labels of a version are unique by it.
 

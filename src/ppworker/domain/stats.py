@@ -15,6 +15,7 @@ LabelCounts = Mapping[UUID | None, int] | Mapping[UUID, int]
 """Annotations of one item per label; None stands for annotations without a label."""
 
 _NIL = UUID(int=0)
+_Frozen = frozenset[tuple[UUID | None, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +50,20 @@ def deltas(
     Returns:
         One delta for each row that changes, sorted by split, bucket and label.
     """
+    # Most items of a batch change alike, so equal changes are worked out once.
+    alike: Counter[tuple[frozenset[UUID], _Frozen, _Frozen]] = Counter(
+        (
+            frozenset(splits.get(item_id, ())),
+            frozenset(before.get(item_id, {}).items()),
+            frozenset(after.get(item_id, {}).items()),
+        )
+        for item_id in before.keys() | after.keys()
+    )
     parts: list[StatDelta] = []
-    for item_id in before.keys() | after.keys():
-        for split_id in set(splits.get(item_id, ())):
-            parts += _member(split_id, before.get(item_id, {}), sign=-1)
-            parts += _member(split_id, after.get(item_id, {}), sign=1)
+    for (split_ids, old, new), times in alike.items():
+        for split_id in split_ids:
+            parts += _member(split_id, dict(old), sign=-times)
+            parts += _member(split_id, dict(new), sign=times)
     return merge(parts)
 
 

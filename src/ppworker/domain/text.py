@@ -32,14 +32,14 @@ def clean_json(value: Any) -> tuple[Any, int]:
 def _clean(value: Any, depth: int) -> tuple[Any, int]:
     if isinstance(value, str):
         return clean_text(value)
-    if isinstance(value, Mapping | list | tuple):
-        return _clean_container(value, depth) if depth < MAX_DEPTH else (None, 1)
     if value is None or isinstance(value, bool):
         return value, 0
     if isinstance(value, int) and value.bit_length() <= MAX_INT_BITS:
         return int(value), 0
     if isinstance(value, float) and math.isfinite(value):
         return float(value), 0
+    if isinstance(value, dict | list | tuple | Mapping):
+        return _clean_container(value, depth) if depth < MAX_DEPTH else (None, 1)
     return None, 1
 
 
@@ -47,7 +47,7 @@ def _clean_container(
     value: Mapping[Any, Any] | list[Any] | tuple[Any, ...], depth: int
 ) -> tuple[Any, int]:
     changes = 0
-    if not isinstance(value, Mapping):
+    if isinstance(value, list | tuple):
         elements = []
         for element in value:
             cleaned, changed = _clean(element, depth + 1)

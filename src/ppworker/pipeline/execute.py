@@ -20,8 +20,9 @@ from ppworker.pipeline.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.store import datasets, items, jobs
 from ppworker.store.db import Tx
+from ppworker.store.jobs import Bound
 
-
+_ANSWERED = Outcome(kind="answered")
 _TO_JSON = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -43,15 +44,13 @@ class Batch:
     is_full: bool
 
     @property
-    def bound(self) -> jobs.Bound | None:
+    def bound(self) -> Bound | None:
         """Where the next claim may begin."""
         last = self.jobs[-1] if self.jobs else None
         return (last.priority, last.run_at, last.id) if last else None
 
 
-def claim(
-    deps: Deps, processor: PostProcessor, *, limit: int, behind: jobs.Bound | None
-) -> Batch:
+def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | None) -> Batch:
     """Lease up to ``limit`` due jobs in a transaction of its own.
 
     With a bound, an answer that is not full is completed from the beginning of the queue, because
@@ -61,7 +60,7 @@ def claim(
     halvings = math.ceil(math.log2(limit)) if limit > 1 else 0
     deadline_s = processor.timeout_s * (1 + halvings) + deps.settings.lease_s
 
-    def ask(tx: Tx, n: int, behind: jobs.Bound | None) -> list[jobs.ClaimedJob]:
+    def ask(tx: Tx, n: int, behind: Bound | None) -> list[jobs.ClaimedJob]:
         return jobs.claim(
             tx,
             processor.id,
@@ -186,7 +185,7 @@ def _ended(
         return finish.Ended(job=job, outcome=_failure(error))
     return finish.Ended(
         job=job,
-        outcome=Outcome(kind="answered"),
+        outcome=_ANSWERED,
         answer=finish.Answer(
             raw=_TO_JSON.encode(raw),
             model_version=answer.model_version,
@@ -204,5 +203,3 @@ def _failure(error: RunnerError) -> Outcome:
         retryable=error.retryable,
         retry_after_s=error.retry_after_s,
     )
-
-

@@ -20,6 +20,7 @@ from ppworker.domain.drop import add_counts
 from ppworker.domain.events import Event, JobMoved, LabelsCreated, LeaseRefused
 from ppworker.domain.inference import Inference
 from ppworker.domain.job import Attempt, Outcome, Status, Transition, decide
+from ppworker.domain.labels import Resolver
 from ppworker.domain.post_processor import PostProcessor, input_revision
 from ppworker.errors import CommitUnknown, StoreRefused, StoreUnavailable
 from ppworker.pipeline.deps import Deps
@@ -199,9 +200,14 @@ def _apply_all(
     answered: Sequence[Ended],
     names: Mapping[UUID, Mapping[str, UUID]],
 ) -> dict[UUID, Applied]:
+    resolvers = {version_id: Resolver(processor, known) for version_id, known in names.items()}
     return {
         each.job.id: apply(
-            each.answer.inference, processor, names[each.job.version_id], each.answer.target
+            each.answer.inference,
+            processor,
+            names[each.job.version_id],
+            each.answer.target,
+            resolvers[each.job.version_id],
         )
         for each in answered
         if each.answer is not None
@@ -440,9 +446,7 @@ def _move_held(
     def work(tx: Tx) -> list[jobs.Move]:
         items.lock_items(tx, [item_id for item_id, _ in held.values()])
         locked = jobs.lock_leased(tx, {id_: token for id_, (_, token) in held.items()})
-        moves = [
-            jobs.Move(job=job, transition=decide_held(job, outcome)) for job in locked
-        ]
+        moves = [jobs.Move(job=job, transition=decide_held(job, outcome)) for job in locked]
         jobs.move(tx, moves)
         jobs.recompute_ready(tx, [job.item_id for job in locked])
         return moves

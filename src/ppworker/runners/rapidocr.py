@@ -9,6 +9,8 @@ from ppworker.runners import documents, options, wire
 from ppworker.runners.base import RawAnswer, RunnerInput, RunnerSpec
 from ppworker.runners.documents import Page
 
+_SURE = 0.9
+"""Mean score of the lines below which a page may stand upside down."""
 _NEEDS = ("rapidocr", "onnxruntime", "pypdfium2", "numpy", "cv2")
 
 
@@ -100,7 +102,12 @@ class RapidOcrRunner(_OnPages):
     )
 
     def _read(self, page: Page, pixels: Any) -> list[dict[str, Any]]:
-        found = self._engine(pixels)
+        # The network that tells upside-down lines turns one upright line of lower case in some
+        # hundreds too, and what is read of it then is nonsense. So it is asked only where reading
+        # without it went badly, and the page as a whole decides.
+        found = self._engine(pixels, use_cls=False)
+        if _mean_score(found) < _SURE:
+            found = max(found, self._engine(pixels, use_cls=True), key=_mean_score)
         if found.boxes is None or found.txts is None:
             return []
         return [
@@ -142,6 +149,11 @@ class RapidOcrBoxesRunner(_OnPages):
         predictions = [line | {"page": page["page"]} for page in pages for line in page["lines"]]
         sizes = [{key: page[key] for key in page if key != "lines"} for page in pages]
         return {"predictions": predictions, "pages": sizes}
+
+
+def _mean_score(found: Any) -> float:
+    """How sure the engine is of the lines of a page; of none it is sure."""
+    return sum(map(float, found.scores)) / len(found.scores) if found.scores else 1.0
 
 
 def in_reading_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

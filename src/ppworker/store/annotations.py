@@ -1,8 +1,7 @@
 """Annotations: what people and models said about items, written by difference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -13,8 +12,9 @@ from ppworker.store.db import Tx
 from ppworker.store.tables import annotations
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewAnnotation:
+class NewAnnotation(NamedTuple):
+    """A row to be written, in the order of its columns."""
+
     id: UUID
     version_id: UUID
     item_id: UUID
@@ -36,7 +36,7 @@ class NewAnnotation:
     fingerprint: str | None
 
 
-_COLUMNS = tuple(NewAnnotation.__dataclass_fields__)
+_COLUMNS = NewAnnotation._fields
 
 _EXISTING = sa.text("""
 SELECT a.item_id, a.version_id, a.id, a.label_id, a.kind, a.post_processor_id,
@@ -67,9 +67,7 @@ def read_existing(
 
 def insert_annotations(tx: Tx, rows: Sequence[NewAnnotation]) -> None:
     """Insert annotations by one statement."""
-    bulk.insert(
-        tx, annotations, _COLUMNS, [[getattr(row, name) for name in _COLUMNS] for row in rows]
-    )
+    bulk.insert(tx, annotations, _COLUMNS, rows)
 
 
 def update_predictions(tx: Tx, rows: Sequence[NewAnnotation]) -> None:

@@ -80,7 +80,7 @@ def insert_memberships(tx: Tx, rows: Sequence[tuple[UUID, UUID, UUID]]) -> None:
 
 _LOCK_ITEMS = """
 SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, deleted_at
-FROM dataset_items WHERE id = ANY(:ids) ORDER BY id FOR UPDATE """
+FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE """
 _LOCK = sa.text(_LOCK_ITEMS)
 _LOCK_UNLOCKED = sa.text(_LOCK_ITEMS + "SKIP LOCKED")
 
@@ -91,11 +91,7 @@ def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dic
     What is read in later statements is then newer than the lock.
     """
     rows = tx.execute(
-        sa.text(
-            "SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, "
-            "deleted_at FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) "
-            "ORDER BY id FOR UPDATE" + (" SKIP LOCKED" if skip_locked else "")
-        ),
+        _LOCK_UNLOCKED if skip_locked else _LOCK,
         {"ids": bulk.uuids(bulk.in_order(ids))},
     )
     return {row[0]: LockedItem._make(row) for row in rows}
@@ -110,7 +106,7 @@ def read_texts(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
         ),
         {"ids": bulk.uuids(ids)},
     )
-    return {item_id: text for item_id, text in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def read_splits(tx: Tx, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], list[UUID]]:

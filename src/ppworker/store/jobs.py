@@ -86,8 +86,7 @@ class HeldJob(NamedTuple):
     """Whether its lease was over when it was locked; of rescue candidates the others hung."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(NamedTuple):
     """A decided edge of one job, to be written."""
 
     job: HeldJob

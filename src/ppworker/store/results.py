@@ -1,8 +1,7 @@
 """Raw answers of models, kept per (version, item, post-processor) beyond the life of their jobs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -12,8 +11,9 @@ from ppworker.store.db import Tx
 from ppworker.store.tables import job_results
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(NamedTuple):
+    """A row to be written, in the order of its columns."""
+
     version_id: UUID
     item_id: UUID
     post_processor_id: UUID
@@ -24,7 +24,7 @@ class Result:
     input_revision: str
 
 
-_COLUMNS = tuple(Result.__dataclass_fields__)
+_COLUMNS = Result._fields
 
 
 def write_results(tx: Tx, results: Sequence[Result]) -> None:
@@ -33,7 +33,7 @@ def write_results(tx: Tx, results: Sequence[Result]) -> None:
         tx,
         job_results,
         _COLUMNS,
-        [[getattr(result, name) for name in _COLUMNS] for result in results],
+        results,
         after="ON CONFLICT (item_id, version_id, post_processor_id) DO UPDATE SET "
         "job_id = excluded.job_id, raw = excluded.raw, model_version = excluded.model_version, "
         "input_revision = excluded.input_revision, created_at = now()",

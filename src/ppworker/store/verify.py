@@ -23,8 +23,8 @@ class Finding:
 INVARIANTS: dict[str, str] = {
     "no job is processing long after its lease": """
         SELECT id::text FROM post_processor_jobs
-        WHERE status = 'processing' AND lease_expires_at < clock_timestamp() - interval '60 s'
-        AND deadline_at < clock_timestamp() - interval '60 s'""",
+        WHERE status = 'processing' AND least(lease_expires_at, deadline_at)
+          < clock_timestamp() - interval '60 s'""",
     "a pending job is ready if and only if no job of lower order of its item lives": """
         SELECT p.id::text FROM post_processor_jobs p WHERE p.status = 'pending'
         AND p.ready = EXISTS (SELECT 1 FROM post_processor_jobs l WHERE l.item_id = p.item_id
