@@ -15,6 +15,8 @@ from ppworker.domain.post_processor import PostProcessor
 from ppworker.embedded import acquire
 from ppworker.pipeline import ingest
 from ppworker.runners import registry
+from ppworker.runners.base import RawAnswer, RunnerInput
+from ppworker.runners.rapidocr import RapidOcrRunner
 from ppworker.store import datasets, job_operations, post_processors, schema, stats, verify
 from ppworker.store.ids import new_id
 
@@ -150,6 +152,23 @@ def test_exactly_what_was_printed_is_found(place, tmp_path):
         ]
         assert all(text[start:end] == quoted for _, start, end, quoted in spans)
     assert_stats(place, items=len(items), addresses=sum(len(a) for _, a in printed.values()))
+
+
+@pytest.mark.slow
+def test_an_upright_line_is_not_read_upside_down(tmp_path):
+    # rapidocr's own classifier takes the second line for one that stands on its head, and would
+    # have "sitnr gner gnner bgner" read in it.
+    lines = ["engineer orange picture umbrella", "scientist engineer butter gardener",
+             "elephant dinosaur picture garden", "1250 Prospect Street, Phoenix, AZ 45057"]  # fmt: skip
+    demo_data.render(lines).save(tmp_path / "page.png")
+    runner = RapidOcrRunner()
+    runner.load()
+    (answer,) = runner.predict(
+        [RunnerInput(key="1", name="page", media_type="image/png", path=tmp_path / "page.png")]
+    )
+    runner.close()
+    assert isinstance(answer, RawAnswer)
+    assert answer.raw["text"].splitlines() == lines
 
 
 def print_pages(folder, rng):
