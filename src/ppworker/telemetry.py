@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TextIO
 from uuid import UUID
 
@@ -38,7 +39,6 @@ _NAMES = {
     StatsRebuilt: "stats.rebuilt",
 }
 _WARNINGS = frozenset({"rescued", "crashed"})
-_WORDS = frozenset({"post_processor", "reason", "error", "names"})
 _EDGE_NAMES = {"source": "from", "to": "to", "job_id": "job", "item_id": "item"}
 
 
@@ -130,7 +130,7 @@ def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
         }
         if event.error:
             line["error"] = event.error[:500]
-        return ("warning" if event.cause in _WARNINGS else "info"), "job.moved", line
+        return _level(event), "job.moved", line
     values = {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
     named = {_EDGE_NAMES.get(name, name): value for name, value in values.items()}
     level = "warning" if isinstance(event, LeaseRefused | StatsRebuilt) else "info"
@@ -156,14 +156,19 @@ class _JsonLines:
         lines: list[str] = []
         size = 0
         for event in events:
-            level, name, values = _described(event)
+            if isinstance(event, JobMoved):
+                level, name = _level(event), "job.moved"
+                values = _moved_json(event) if level in self._levels else ""
+            else:
+                level, name, described = _described(event)
+                values = _ENCODER.encode(redacted(described))[1:]
             if level not in self._levels:
                 continue
             head = heads.get((level, name))
             if head is None:
                 shared = {"event": name, "level": level, "timestamp": timestamp}
                 head = heads[level, name] = _ENCODER.encode({**self._context, **shared})[:-1]
-            line = f"{head},{_ENCODER.encode(_redacted_words(values))[1:]}"
+            line = f"{head},{values}"
             # In bytes a code point takes up to four.
             bytes_ = len(line) if line.isascii() else len(line) * 4
             if lines and size + bytes_ >= select.PIPE_BUF:
@@ -175,11 +180,29 @@ class _JsonLines:
             self._out.msg("\n".join(lines))
 
 
-def _redacted_words(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of an event, redacted where people or models chose the words."""
-    for name in _WORDS & values.keys():
-        values[name] = redacted(values[name], name)
-    return values
+def _level(event: JobMoved) -> str:
+    return "warning" if event.cause in _WARNINGS else "info"
+
+
+def _moved_json(event: JobMoved) -> str:
+    """The rest of a job's line behind its head; the same fields as in `_described`.
+
+    Only the words that people or models chose need quoting and redaction.
+    """
+    source = "null" if event.source is None else f'"{event.source}"'
+    seconds = "null" if event.seconds is None else f"{event.seconds:.4f}"
+    error = f',"error":{_word(event.error[:500])}' if event.error else ""
+    return (
+        f'"job":"{event.job_id}","item":"{event.item_id}",'
+        f'"post_processor":{_word(event.post_processor)},"attempt":{event.attempt},'
+        f'"lease_token":{event.lease_token},"from":{source},"to":"{event.to}",'
+        f'"cause":"{event.cause}","reason":{_word(event.reason)},"seconds":{seconds}{error}}}'
+    )
+
+
+@lru_cache(maxsize=1024)
+def _word(text: str) -> str:
+    return _ENCODER.encode(redacted(text))
 
 
 _json_lines: _JsonLines | None = None

@@ -30,7 +30,9 @@ _WORKER_UNSEEN_S = 300.0
 """Seconds after which a worker that is not seen leaves the register."""
 
 
-def open_database(settings: Settings, *, name: str, connections: int | None = None) -> Database:
+def open_database(
+    settings: Settings, *, name: str, connections: int | None = None, steady_plans: bool = False
+) -> Database:
     """Connect lazily to the configured database.
 
     Raises:
@@ -44,6 +46,7 @@ def open_database(settings: Settings, *, name: str, connections: int | None = No
         settings.database_url.get_secret_value(),
         connections=connections or settings.connections,
         name=name,
+        steady_plans=steady_plans,
     )
 
 
@@ -108,7 +111,7 @@ def run_worker_process(settings: Settings, signals: Signals) -> bool:
     worker_id = uuid4()
     telemetry.configure(settings, worker_id=worker_id)
     bind_to_parent()
-    db = open_database(settings, name="ppworker worker")
+    db = open_database(settings, name="ppworker worker", steady_plans=True)
     schema.check(db)
     broker = hint_broker(settings, ask=lambda: _poll(db), stopping=Event())
     deps = build_deps(settings, db, broker=broker, worker_id=worker_id)

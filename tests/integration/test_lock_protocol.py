@@ -102,7 +102,9 @@ def test_retry_and_cancel_against_finish_never_deadlock(world: World) -> None:
     def work(which: Any) -> None:
         while not ended.is_set():
             world.run(
-                which, lambda _: random.choice([classes("cat"), RunnerUnavailable("gone")]), limit=7
+                which,
+                lambda _: classes("cat") if random.random() < 0.5 else RunnerUnavailable("gone"),
+                limit=7,
             )
 
     threads = [

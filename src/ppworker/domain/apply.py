@@ -22,7 +22,7 @@ from ppworker.domain.text import clean_text
 _TO_JSON = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Target:
     """What applying needs to know of the item and its dataset."""
 
@@ -37,7 +37,7 @@ class Target:
     duration_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Draft:
     """An annotation to be."""
 
@@ -58,7 +58,7 @@ class Draft:
     """Identity of the model's original prediction, see `fingerprint`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Applied:
     """What should be written for one answer."""
 
@@ -75,7 +75,7 @@ class Applied:
     """Code points taken out of text because PostgreSQL refuses them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Place:
     """Where a prediction is, fitted into the item."""
 
@@ -84,7 +84,7 @@ class _Place:
     text: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Candidate:
     draft: Draft
     is_new: bool
@@ -325,7 +325,7 @@ def _segment(
 
 def _without_duplicates(candidates: list[_Candidate], dropped: Counter[Reason]) -> list[_Candidate]:
     """Best of each prediction said twice, and of each annotation two predictions would make."""
-    if len(candidates) < 2:
+    if len(candidates) <= 1:
         return candidates
     kept: list[_Candidate] = []
     seen: set[Any] = set()

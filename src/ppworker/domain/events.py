@@ -6,7 +6,7 @@ from uuid import UUID
 from ppworker.domain.job import Status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class JobMoved:
     """A job took an edge."""
 

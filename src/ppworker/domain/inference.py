@@ -19,7 +19,7 @@ Kind = Literal["class", "bbox", "polygon", "keypoints", "span", "segment"]
 """Kinds of annotation; ``class`` concerns the whole item and has no geometry."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Prediction:
     """One element of an inference.
 
@@ -40,7 +40,7 @@ class Prediction:
     """Page of a document, from 0."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Inference:
     """A model's whole answer for one item."""
 

@@ -45,11 +45,14 @@ MAX_SNOOZE_S = 3600.0
 NO_INPUT = "no_input"
 """Reason of a text job that found no text on its item; revived with its predecessor."""
 
+ITEM_DELETED = "item_deleted"
+"""Reason of a job whose item was deleted while the model ran."""
+
 PREDECESSOR_FAILED = "predecessor_failed"
 """Reason of a job stopped because an earlier one of its item failed; revived with it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Attempt:
     """What the rule needs to know of a job whose attempt has just ended."""
 
@@ -63,7 +66,7 @@ class Attempt:
     """The item's input revision differs from the one recorded at the claim."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Outcome:
     """How one attempt ended, before anybody decided what follows.
 
@@ -78,7 +81,7 @@ class Outcome:
     retry_after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Transition:
     """What to do about an outcome; SQL adds ``delay_s`` to the database's clock."""
 

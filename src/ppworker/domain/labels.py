@@ -28,7 +28,7 @@ def normalise_label(name: str) -> str:
     return " ".join(folded.split())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resolved:
     """The dataset's label for a prediction.
 

@@ -19,7 +19,7 @@ SCORE_NOISE = 1e-6
 """Difference of scores that is no change; a stored score may be rounded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Existing:
     """An annotation of the item in the version, as stored."""
 
@@ -55,7 +55,7 @@ class Update:
     label_id: UUID
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Changes:
     """Difference between what stands and what should stand.
 

@@ -1,6 +1,5 @@
 """One batch of one post-processor: claim, read, ask the model, finish. Read it top to bottom."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from ppworker.domain.apply import Target
 from ppworker.domain.events import JobMoved
 from ppworker.domain.job import NO_INPUT, Outcome, Status
 from ppworker.domain.post_processor import PostProcessor
-from ppworker.domain.text import clean_json
+from ppworker.domain.text import json_text
 from ppworker.errors import RunnerError
-from ppworker.pipeline import finish
+from ppworker.pipeline import answers, finish, patience
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
@@ -23,7 +22,6 @@ from ppworker.store.db import Tx
 from ppworker.store.jobs import Bound
 
 _ANSWERED = Outcome(kind="answered")
-_TO_JSON = json.JSONEncoder(separators=(",", ":"))
 
 
 class Predictor(Protocol):
@@ -108,10 +106,12 @@ def run(
 ) -> finish.Report:
     """Ask the model about every job of a batch and write what follows; no transaction is open
     while the model runs."""
-    texts, multi_label = _read(deps, processor, batch.jobs)
+    texts, multi_label = patience.until_it_answers(
+        lambda *, in_doubt: _read(deps, processor, batch.jobs)  # noqa: ARG005  it only reads
+    )
     inputs, ended = _inputs(deps, processor, batch.jobs, texts)
-    answers = model.predict([each for _, each in inputs], timeout_s=processor.timeout_s)
-    for (job, given), answer in zip(inputs, answers, strict=True):
+    said = model.predict([each for _, each in inputs], timeout_s=processor.timeout_s)
+    for (job, given), answer in zip(inputs, said, strict=True):
         target = Target(
             multi_label=multi_label[job.version_id],
             text=given.text,
@@ -144,10 +144,10 @@ def _inputs(
     processor: PostProcessor,
     claimed: Sequence[jobs.ClaimedJob],
     texts: Mapping[UUID, str],
-) -> tuple[list[tuple[jobs.ClaimedJob, RunnerInput]], list[finish.Ended]]:
+) -> tuple[list[tuple[jobs.ClaimedJob, RunnerInput]], list[answers.Ended]]:
     """What the model gets, and the jobs that end without it because their input is not there."""
     inputs: list[tuple[jobs.ClaimedJob, RunnerInput]] = []
-    ended: list[finish.Ended] = []
+    ended: list[answers.Ended] = []
     for job in claimed:
         path = None
         if processor.reads != "text" and job.content_sha256 is not None:
@@ -155,7 +155,7 @@ def _inputs(
         text = texts.get(job.item_id)
         missing = _missing(processor, job, text)
         if missing:
-            ended.append(finish.Ended(job=job, outcome=missing))
+            ended.append(answers.Ended(job=job, outcome=missing))
             continue
         given = RunnerInput(
             key=str(job.id), name=job.item_name, media_type=job.media_type, path=path, text=text
@@ -175,19 +175,19 @@ def _missing(processor: PostProcessor, job: jobs.ClaimedJob, text: str | None) -
 
 def _ended(
     processor: PostProcessor, job: jobs.ClaimedJob, answer: RawAnswer | RunnerError, target: Target
-) -> finish.Ended:
+) -> answers.Ended:
     if isinstance(answer, RunnerError):
-        return finish.Ended(job=job, outcome=_failure(answer))
-    raw, _ = clean_json(answer.raw)
+        return answers.Ended(job=job, outcome=_failure(answer))
+    text, raw = json_text(answer.raw)
     try:
         inference = parse(processor.model_type, raw)
     except RunnerError as error:
-        return finish.Ended(job=job, outcome=_failure(error))
-    return finish.Ended(
+        return answers.Ended(job=job, outcome=_failure(error))
+    return answers.Ended(
         job=job,
         outcome=_ANSWERED,
-        answer=finish.Answer(
-            raw=_TO_JSON.encode(raw),
+        answer=answers.Answer(
+            raw=text,
             model_version=answer.model_version,
             inference=inference,
             target=target,

@@ -7,7 +7,6 @@ depend on the size of the batch.
 
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,42 +14,19 @@ from uuid import UUID
 
 from ppworker.domain import replace as replace_rule
 from ppworker.domain import stats as stat_rule
-from ppworker.domain.apply import Applied, Draft, Target, apply
+from ppworker.domain.apply import Draft
 from ppworker.domain.drop import add_counts
-from ppworker.domain.events import Event, JobMoved, LabelsCreated, LeaseRefused
-from ppworker.domain.inference import Inference
-from ppworker.domain.job import Attempt, Outcome, Status, Transition, decide
-from ppworker.domain.labels import Resolver
+from ppworker.domain.events import Event, JobMoved, LeaseRefused
+from ppworker.domain.job import ITEM_DELETED, Attempt, Outcome, Status, Transition, decide
 from ppworker.domain.post_processor import PostProcessor, input_revision
-from ppworker.errors import CommitUnknown, StoreRefused, StoreUnavailable
+from ppworker.errors import StoreRefused
+from ppworker.pipeline import patience
+from ppworker.pipeline.answers import Ended, Mapped, map_answers
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
 from ppworker.store import annotations, items, jobs, labels, results, stats
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
-
-_PATIENCE_S = 600.0
-"""How long an answer waits for PostgreSQL to come back; its fence decides whether it still counts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A model's answer, read but not yet applied."""
-
-    raw: str
-    """JSON text, unchanged but for what PostgreSQL refuses."""
-    model_version: str
-    inference: Inference
-    target: Target
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """An attempt that is over, with its answer if it has one."""
-
-    job: jobs.ClaimedJob
-    outcome: Outcome
-    answer: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +65,6 @@ class _Plan:
     splits: dict[UUID, list[UUID]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Mapped:
-    """An ended attempt with its answer mapped to drafts and the ids of their labels."""
-
-    ended: Ended
-    applied: Applied | None = None
-    drafts: tuple[tuple[Draft, UUID], ...] = ()
-    dropped: Mapping[str, int] = field(default_factory=dict)
-
-
 def finish(
     deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
 ) -> Report:
@@ -128,20 +94,12 @@ def finish(
 def _write_patiently(
     deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
 ) -> Report:
-    give_up = time.monotonic() + _PATIENCE_S
-    wait_s = 0.1
-    unknown = False
-    while True:
-        try:
-            if unknown:
-                return _write_unless_written(deps, cache, processor, ended)
-            return _write(deps, processor, _map(deps, cache, processor, ended))
-        except StoreUnavailable as error:
-            unknown = unknown or isinstance(error, CommitUnknown)
-            if time.monotonic() > give_up:
-                raise
-        time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  only spreads
-        wait_s = min(wait_s * 2, 5.0)
+    def write(*, in_doubt: bool) -> Report:
+        if in_doubt:
+            return _write_unless_written(deps, cache, processor, ended)
+        return _write(deps, processor, map_answers(deps, cache, processor, ended))
+
+    return patience.until_it_answers(write)
 
 
 def _write_unless_written(
@@ -163,127 +121,39 @@ def _write_unless_written(
     done = Report(completed=len(written))
     if not missing:
         return done
-    return done.plus(_write(deps, processor, _map(deps, cache, processor, missing)))
+    return done.plus(_write(deps, processor, map_answers(deps, cache, processor, missing)))
 
 
-def _map(
-    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
-) -> list[_Mapped]:
-    """Apply every answer and find or create the labels it uses, before the finish begins."""
-    answered = [each for each in ended if each.answer is not None]
-    versions = {each.job.version_id for each in answered}
-    names = cache.get(versions) if versions else {}
-    applied = _apply_all(processor, answered, names)
-    if any(a.new_labels or "unknown_label" in a.dropped for a in applied.values()):
-        # What is remembered may be seconds old; what creates or drops must be decided on today's.
-        names = cache.get(versions, fresh=True)
-        applied = _apply_all(processor, answered, names)
-        names = _create_labels(deps, cache, processor, answered, applied, names)
-    mapped = []
-    for each in ended:
-        outcome = applied.get(each.job.id)
-        if outcome is None:
-            mapped.append(_Mapped(ended=each))
-            continue
-        ids = names[each.job.version_id]
-        drafts = tuple((d, ids[d.label]) for d in outcome.drafts if d.label in ids)
-        dropped = outcome.dropped
-        if len(drafts) < len(outcome.drafts):
-            capped = len(outcome.drafts) - len(drafts)
-            dropped = add_counts(dropped, {"label_cap": capped})
-        mapped.append(_Mapped(ended=each, applied=outcome, drafts=drafts, dropped=dropped))
-    return mapped
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """What a finish decides on, all of it read after the items' locks were won."""
+
+    items: Mapping[UUID, items.LockedItem]
+    labels: set[UUID]
+    """Labels of the answers that exist, held against deletion."""
+    existing: Mapping[tuple[UUID, UUID], list[replace_rule.Existing]]
+    """Annotations of each (item, version)."""
+    splits: Mapping[tuple[UUID, UUID], list[UUID]]
 
 
-def _apply_all(
-    processor: PostProcessor,
-    answered: Sequence[Ended],
-    names: Mapping[UUID, Mapping[str, UUID]],
-) -> dict[UUID, Applied]:
-    resolvers = {version_id: Resolver(processor, known) for version_id, known in names.items()}
-    return {
-        each.job.id: apply(
-            each.answer.inference,
-            processor,
-            names[each.job.version_id],
-            each.answer.target,
-            resolvers[each.job.version_id],
-        )
-        for each in answered
-        if each.answer is not None
-    }
-
-
-def _create_labels(
-    deps: Deps,
-    cache: LabelCache,
-    processor: PostProcessor,
-    answered: Sequence[Ended],
-    applied: Mapping[UUID, Applied],
-    names: Mapping[UUID, Mapping[str, UUID]],
-) -> dict[UUID, dict[str, UUID]]:
-    """Create what the answers need, a short transaction for each version; ids by name."""
-    wanted: dict[UUID, dict[str, None]] = {}
-    for each in answered:
-        for name in applied[each.job.id].new_labels:
-            wanted.setdefault(each.job.version_id, {})[name] = None
-    owners = {each.job.version_id: each.job.user_id for each in answered}
-    complete = {version_id: dict(known) for version_id, known in names.items()}
-    for version_id in sorted(wanted):
-
-        def create(tx: Tx, version_id: UUID = version_id) -> tuple[dict[str, UUID], list[str]]:
-            return labels.ensure_labels(
-                tx,
-                version_id,
-                owners[version_id],
-                list(wanted[version_id]),
-                post_processor_id=processor.id,
-                cap=processor.max_new_labels,
-            )
-
-        ids, created = deps.db.transact(create)
-        complete[version_id] |= ids
-        cache.forget(version_id)
-        if created:
-            deps.emit(
-                [
-                    LabelsCreated(
-                        version_id=version_id,
-                        post_processor=processor.name,
-                        names=tuple(created),
-                    )
-                ]
-            )
-    return complete
-
-
-def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[_Mapped]) -> Report:
+def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Report:
     by_id = {each.ended.job.id: each for each in mapped}
+    tokens = {id_: each.ended.job.lease_token for id_, each in by_id.items()}
+    label_ids = {label_id for each in mapped for _, label_id in each.drafts}
 
     def work(tx: Tx) -> tuple[_Plan, set[UUID], list[Event]]:
         locked = items.lock_items(tx, [each.ended.job.item_id for each in mapped])
-        held = jobs.lock_leased(
-            tx, {each.ended.job.id: each.ended.job.lease_token for each in mapped}
-        )
-        usable = labels.lock_labels(
-            tx, {label_id for each in mapped for _, label_id in each.drafts}
-        )
+        held = jobs.lock_leased(tx, tokens)
         pairs = [(job.item_id, job.version_id) for job in held]
-        existing = annotations.read_existing(tx, pairs)
-        splits = items.read_splits(tx, pairs)
+        read = _Read(
+            items=locked,
+            labels=labels.lock_labels(tx, label_ids),
+            existing=annotations.read_existing(tx, pairs),
+            splits=items.read_splits(tx, pairs),
+        )
         plan = _Plan()
         for job in held:
-            pair = (job.item_id, job.version_id)
-            _decide(
-                plan,
-                processor,
-                job,
-                by_id[job.id],
-                locked.get(job.item_id),
-                existing.get(pair, []),
-                usable,
-                splits.get(pair, []),
-            )
+            _decide(plan, processor, job, by_id[job.id], read)
         _write_plan(tx, plan)
         failed = [m.job.id for m in plan.moves if m.transition.to is Status.FAILED]
         stopped = jobs.stop_successors(tx, failed)
@@ -307,33 +177,17 @@ def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[_Mapped]) -> R
 
 
 def _decide(
-    plan: _Plan,
-    processor: PostProcessor,
-    job: jobs.HeldJob,
-    mapped: _Mapped,
-    item: items.LockedItem | None,
-    existing: list[replace_rule.Existing],
-    usable: set[UUID],
-    splits: list[UUID],
+    plan: _Plan, processor: PostProcessor, job: jobs.HeldJob, mapped: Mapped, read: _Read
 ) -> None:
     """Add to the plan what becomes of one held job, by the pure rules."""
-    changed = item is None or item.deleted_at is not None
-    if item is not None and not changed:
-        seen = input_revision(processor.reads, item.content_sha256, item.text_sha256)
-        changed = seen != job.input_revision
-    attempt = Attempt(
-        attempts=job.attempts,
-        max_attempts=job.max_attempts,
-        crash_count=job.crash_count,
-        rerun_requested=job.rerun_requested,
-        input_changed=changed,
-    )
-    transition = decide(attempt, mapped.ended.outcome, jitter=random.random())  # noqa: S311
+    transition = _transition(processor, job, mapped.ended.outcome, read.items.get(job.item_id))
     answer, applied = mapped.ended.answer, mapped.applied
     if not transition.keep_result or answer is None or applied is None:
         plan.moves.append(jobs.Move(job=job, transition=transition))
         return
-    drafts = [(draft, label_id) for draft, label_id in mapped.drafts if label_id in usable]
+    pair = (job.item_id, job.version_id)
+    existing, splits = read.existing.get(pair, []), read.splits.get(pair, [])
+    drafts = [(draft, label_id) for draft, label_id in mapped.drafts if label_id in read.labels]
     changes = replace_rule.replace(
         existing,
         drafts,
@@ -368,18 +222,26 @@ def _decide(
             input_revision=job.input_revision,
         )
     )
-    plan.moves.append(
-        jobs.Move(
-            job=job,
-            transition=transition,
-            dropped=json.dumps(add_counts(*dropped)) if any(dropped) else "{}",
-        )
-    )
+    counted = json.dumps(add_counts(*dropped)) if any(dropped) else "{}"
+    plan.moves.append(jobs.Move(job=job, transition=transition, dropped=counted))
+
+
+_DELETED = Outcome(kind="error", code=ITEM_DELETED, message="the item was deleted meanwhile")
+
+
+def _transition(
+    processor: PostProcessor, job: jobs.HeldJob, outcome: Outcome, item: items.LockedItem | None
+) -> Transition:
+    """The rule for a job whose item was read again under its lock."""
+    if item is None or item.deleted_at is not None:
+        return decide_held(job, _DELETED)
+    seen = input_revision(processor.reads, item.content_sha256, item.text_sha256)
+    return decide_held(job, outcome, input_changed=seen != job.input_revision)
 
 
 def _row(
     job: jobs.HeldJob,
-    mapped: _Mapped,
+    mapped: Mapped,
     splits: list[UUID],
     draft: Draft,
     label_id: UUID,
@@ -459,13 +321,14 @@ def _move_held(
     return len(moves)
 
 
-def decide_held(job: jobs.HeldJob, outcome: Outcome) -> Transition:
-    """The rule for a job whose input nobody looked at again."""
+def decide_held(job: jobs.HeldJob, outcome: Outcome, *, input_changed: bool = False) -> Transition:
+    """The rule for a job that is held under its lock."""
     attempt = Attempt(
         attempts=job.attempts,
         max_attempts=job.max_attempts,
         crash_count=job.crash_count,
         rerun_requested=job.rerun_requested,
+        input_changed=input_changed,
     )
     return decide(attempt, outcome, jitter=random.random())  # noqa: S311  only spreads
 

@@ -38,7 +38,7 @@ class RunnerSpec:
     """Extra of ppworker that brings ``needs``, for the message when they are missing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RunnerInput:
     """One item as a runner sees it."""
 
@@ -52,7 +52,7 @@ class RunnerInput:
     """The item's text, for runners that read text."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RawAnswer:
     """A model's answer for one input, unchanged."""
 

@@ -31,12 +31,22 @@ class Database:
         url: ``postgresql://`` or ``postgres://`` URL.
         connections: most connections of this process.
         name: shown as ``application_name`` in ``pg_stat_activity``.
+        steady_plans: for workers, who send the same few statements all day: plan each once, and
+            by its index however small the table was when it was planned. Planning anew costs more
+            than running them, and a plan made for an empty table would scan a full one.
 
     Raises:
         ConfigurationError: the URL is malformed; the message never repeats it.
     """
 
-    def __init__(self, url: str, *, connections: int = 5, name: str = "ppworker") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int = 5,
+        name: str = "ppworker",
+        steady_plans: bool = False,
+    ) -> None:
         self.engine = sa.create_engine(
             _normalised(url),
             pool_size=connections,
@@ -52,6 +62,9 @@ class Database:
                 "tcp_user_timeout": 20_000,
             },
         )
+
+        if steady_plans:
+            sa.event.listen(self.engine, "connect", _steady)
 
     @contextmanager
     def begin(self) -> Iterator[Tx]:
@@ -103,6 +116,15 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def _steady(connection: psycopg.Connection[object], _record: object) -> None:
+    connection.autocommit = True
+    connection.execute(
+        "SELECT set_config(name, value, false) FROM (VALUES ('plan_cache_mode', "
+        "'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off')) AS s(name, value)"
+    )
+    connection.autocommit = False
 
 
 def _normalised(url: str) -> sa.URL:

@@ -116,12 +116,13 @@ class Loop:
                     self._missed.add(processor.id)
                 # Once more: the other slot may have let go before it could be told.
                 permit = self._models.acquire(processor.runner, processor.runner_config)
-            return permit
         except Invalid as error:
             if (processor.id, str(error)) not in self._warned:
                 self._warned.add((processor.id, str(error)))
                 log.warning("post-processor %s is left alone here: %s", processor.name, error)
             return None
+        else:
+            return permit
 
     def _was_missed(self, post_processor_id: UUID) -> bool:
         with self._lock:
