@@ -151,8 +151,11 @@ class World:
         )
 
     def make_due(self) -> None:
-        """Let every waiting job be due now."""
-        self.sql("UPDATE post_processor_jobs SET run_at = now() WHERE status = 'pending'")
+        """Let every waiting job be due now; those that somebody holds are left for the next call."""
+        self.sql(
+            "UPDATE post_processor_jobs SET run_at = now() WHERE id IN (SELECT id FROM "
+            "post_processor_jobs WHERE status = 'pending' ORDER BY id FOR UPDATE SKIP LOCKED)"
+        )
 
     def check(self) -> None:
         """Every invariant holds, and every split's stats equal a recount."""

@@ -139,7 +139,7 @@ def run_worker_process(settings: Settings, signals: Signals) -> bool:
 
 
 def _poll(db: Database) -> Poll:
-    with db.begin() as tx:
+    with db.look() as tx:
         due, next_due_s = jobs.find_due(tx)
     return Poll(due=due, next_due_s=next_due_s)
 

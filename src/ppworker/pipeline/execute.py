@@ -17,7 +17,7 @@ from ppworker.pipeline import answers, finish, patience
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
-from ppworker.store import datasets, items, jobs
+from ppworker.store import items, jobs
 from ppworker.store.db import Tx
 from ppworker.store.jobs import Bound
 
@@ -106,14 +106,12 @@ def run(
 ) -> finish.Report:
     """Ask the model about every job of a batch and write what follows; no transaction is open
     while the model runs."""
-    texts, multi_label = patience.until_it_answers(
-        lambda *, in_doubt: _read(deps, processor, batch.jobs)  # noqa: ARG005  it only reads
-    )
+    texts = _read_texts(deps, processor, batch.jobs)
     inputs, ended = _inputs(deps, processor, batch.jobs, texts)
     said = model.predict([each for _, each in inputs], timeout_s=processor.timeout_s)
     for (job, given), answer in zip(inputs, said, strict=True):
         target = Target(
-            multi_label=multi_label[job.version_id],
+            multi_label=job.multi_label,
             text=given.text,
             width=job.width,
             height=job.height,
@@ -124,19 +122,21 @@ def run(
     return finish.finish(deps, labels, processor, ended)
 
 
-def _read(
+def _read_texts(
     deps: Deps, processor: PostProcessor, claimed: Sequence[jobs.ClaimedJob]
-) -> tuple[dict[UUID, str], dict[UUID, bool]]:
-    """Texts for a runner that reads them, and whether each version takes several labels."""
+) -> dict[UUID, str]:
+    """Texts of the items, for a runner that reads them."""
     wanted = [
         job.item_id
         for job in claimed
         if processor.reads == "text" or (processor.reads == "any" and job.content_sha256 is None)
     ]
-    with deps.db.begin() as tx:
-        texts = items.read_texts(tx, wanted) if wanted else {}
-        multi_label = datasets.is_multi_label(tx, list({job.version_id for job in claimed}))
-    return texts, multi_label
+
+    def read(*, in_doubt: bool) -> dict[UUID, str]:  # noqa: ARG001  reading is never in doubt
+        with deps.db.look() as tx:
+            return items.read_texts(tx, wanted)
+
+    return patience.until_it_answers(read) if wanted else {}
 
 
 def _inputs(

@@ -39,7 +39,7 @@ class LabelCache:
                         found[version_id] = entry[1]
         missing = [version_id for version_id in version_ids if version_id not in found]
         if missing:
-            with self._db.begin() as tx:
+            with self._db.look() as tx:
                 read = labels.names_by_version(tx, missing)
             found |= read
             with self._lock:

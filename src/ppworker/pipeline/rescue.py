@@ -23,7 +23,7 @@ def rescue(deps: Deps) -> int:
     """
     total = 0
     while True:
-        with deps.db.begin() as tx:
+        with deps.db.look() as tx:
             candidates = jobs.find_expired(tx, limit=BATCH)
         if not candidates:
             return total
@@ -60,7 +60,7 @@ def _rescue(tx: Tx, candidates: list[tuple[UUID, UUID]]) -> tuple[list[Event], s
 
 def repair_ready(deps: Deps) -> int:
     """Make pending jobs ready that a missed step left waiting for nothing; returns how many."""
-    with deps.db.begin() as tx:
+    with deps.db.look() as tx:
         stuck = jobs.find_stuck(tx, limit=BATCH)
     if not stuck:
         return 0

@@ -63,6 +63,8 @@ class ClaimedJob(NamedTuple):
     height: int | None
     page_count: int | None
     duration_s: float | None
+    multi_label: bool
+    """Whether the item's dataset takes several class labels per item."""
 
 
 class HeldJob(NamedTuple):
@@ -179,12 +181,13 @@ UPDATE post_processor_jobs j SET
     ELSE coalesce(i.content_sha256, i.text_sha256) END, '')
 FROM picked JOIN post_processor_jobs o ON o.id = picked.id
   JOIN dataset_items i ON i.id = o.item_id
+  JOIN datasets d ON d.id = i.dataset_id
 WHERE j.id = picked.id
 RETURNING j.id, j.item_id, j.version_id, j.user_id, j.attempts, j.max_attempts, j.lease_token,
   j.crash_count, j.input_revision, j.priority, j.run_at,
   extract(epoch FROM j.started_at - j.run_at)::float8 AS waited_s,
   i.name AS item_name, i.media_type, i.content_sha256, i.text IS NOT NULL AS has_text,
-  i.width, i.height, i.page_count, i.duration_s
+  i.width, i.height, i.page_count, i.duration_s, d.multi_label
 """
 CLAIM = sa.text(_CLAIM.format(bound=""))
 CLAIM_BEHIND = sa.text(

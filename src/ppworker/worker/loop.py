@@ -71,7 +71,7 @@ class Loop:
         Raises:
             StoreUnavailable: PostgreSQL is away; polling will bring the work back.
         """
-        with self._deps.db.begin() as tx:
+        with self._deps.db.look() as tx:
             processor = post_processors.find_post_processor(tx, post_processor_id)
         if processor is None:
             return False
