@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 p
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test unit test-system check lint format bench docs requirements clean
+.PHONY: help install demo test unit properties test-system check lint format bench docs requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,11 +51,14 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml
 demo: install ## Carry a folder of files to annotations and label stats, with real models
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: unit ## Run all tests that need nothing but this checkout: unit, integration, acceptance
-	$(BIN)/python -m pytest tests/integration tests/acceptance -m "not system" -n $(JOBS) --dist loadgroup $(ARGS)
+test: unit ## Run all tests that need nothing but this checkout: unit, house, integration, acceptance
+	$(BIN)/python -m pytest tests/house tests/integration tests/acceptance -m "not system" -n $(JOBS) --dist loadgroup $(ARGS)
 
 unit: install ## Run the unit tests: no server, a few seconds
-	$(BIN)/python -m pytest tests/unit -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+properties: install ## Run the property tests of the pure rules with many examples
+	PPWORKER_TEST_PROFILE=thorough $(BIN)/python -m pytest tests/unit -n $(JOBS) -m hypothesis $(ARGS)
 
 test-system: install ## Run the tests that need Debian's packages redis-server and postgresql
 	.ci/debian-packages.sh

@@ -5,17 +5,22 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
+from hypothesis import settings as hypothesis_settings
 
-from factories import World
-from ppworker import embedded, settings, wiring
-from ppworker.domain.events import Event
-from ppworker.pipeline.deps import Deps
-from ppworker.store import schema
-from ppworker.store.db import Database
+if TYPE_CHECKING:  # imported where they are used: unit tests need none of it, and start sooner
+    from factories import World
+    from ppworker.domain.events import Event
+    from ppworker.pipeline.deps import Deps
+    from ppworker.store.db import Database
+
+# Few examples keep the unit tests quick at every save; CI and `make properties` try many.
+hypothesis_settings.register_profile("quick", max_examples=20, deadline=None)
+hypothesis_settings.register_profile("thorough", max_examples=500, deadline=None)
+hypothesis_settings.load_profile(os.environ.get("PPWORKER_TEST_PROFILE", "quick"))
 
 for _name in [name for name in os.environ if name.startswith("PPWORKER_")]:
     if not _name.startswith("PPWORKER_TEST_"):
@@ -37,6 +42,8 @@ def server_url() -> Iterator[str]:
     if given := os.environ.get("PPWORKER_TEST_DATABASE_URL"):
         yield given
         return
+    from ppworker import embedded
+
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
     folder = Path(tempfile.gettempdir()) / f"ppworker-tests-{os.getuid()}-{run}"
     with embedded.acquire(folder) as servers:
@@ -56,6 +63,9 @@ def embedded_in_use(folder: Path) -> bool:
 @pytest.fixture(scope="session")
 def template(server_url: str) -> Iterator[str]:
     """Name of a migrated database that tests clone."""
+    from ppworker.store import schema
+    from ppworker.store.db import Database
+
     name = f"template_{uuid4().hex[:12]}"
     execute(server_url, f"CREATE DATABASE {name}")
     db = Database(on(server_url, name), connections=1)
@@ -75,45 +85,57 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def db(database_url: str) -> Iterator[Database]:
+def db(database_url: str) -> Iterator["Database"]:
     """This test's own database, empty, with several connections."""
+    from ppworker.store.db import Database
+
     database = Database(database_url, connections=12)
     yield database
     database.close()
 
 
 @pytest.fixture
-def events() -> list[Event]:
+def events() -> "list[Event]":
     """Facts that the code under test told."""
     return []
 
 
 @pytest.fixture
-def deps(db: Database, database_url: str, events: list[Event], tmp_path: Path) -> Deps:
+def deps(db: "Database", database_url: str, events: "list[Event]", tmp_path: Path) -> "Deps":
     """The pipeline's collaborators on this test's database, telling their facts to ``events``."""
+    from ppworker import settings, wiring
+
     given = settings.load(database_url=database_url, data_dir=tmp_path / "data")
     return wiring.build_deps(given, db, emit=events.extend)
 
 
 @pytest.fixture
-def world(deps: Deps) -> World:
+def world(deps: "Deps") -> "World":
     """A user with a dataset, and short words for what tests do with it."""
+    from factories import World
+
     return World(deps)
 
 
 @pytest.fixture
-def worlds(deps: Deps) -> Callable[..., World]:
+def worlds(deps: "Deps") -> "Callable[..., World]":
     """Makes further worlds in the same database."""
+    from factories import World
+
     return lambda **options: World(deps, **options)
 
 
 def on(url: str, database: str) -> str:
     """The URL with another database name."""
+    import sqlalchemy as sa
+
     return sa.make_url(url).set(database=database).render_as_string(hide_password=False)
 
 
 def execute(url: str, statement: str) -> None:
     """Run one statement outside a transaction."""
+    import sqlalchemy as sa
+
     engine = sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
     )

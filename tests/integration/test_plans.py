@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from factories import World
 from ppworker.pipeline import rescue
 from ppworker.store import jobs
+from ppworker.store.db import Database
 
 FINISHED, PENDING, PROCESSORS = 1_000_000, 100_000, 50
 
@@ -124,6 +125,48 @@ def test_claim_rescue_and_inflight_use_their_partial_index(crowded: World, sent:
         assert index in indexes(plan), label
         assert "post_processor_jobs" not in scanned(plan), f"{label} scans the table"
         assert blocks < most_blocks, label
+
+    _as_workers_send_them(crowded, processor_id)
+
+
+def _as_workers_send_them(world: World, processor_id: UUID) -> None:
+    """Prepared, with one plan for all parameters: no scan of the table, few index entries read."""
+    url = world.deps.db.engine.url.render_as_string(hide_password=False)
+    steady = Database(url, connections=1, steady_plans=True)
+    calls = 20
+
+    def counted() -> Any:
+        world.sql("SELECT pg_stat_force_next_flush()")
+        return world.sql(
+            "SELECT t.seq_scan, (SELECT sum(i.idx_tup_read) FROM pg_stat_user_indexes i "
+            "WHERE i.relname = t.relname) AS entries FROM pg_stat_user_tables t "
+            "WHERE t.relname = 'post_processor_jobs'"
+        )[0]
+
+    before = counted()
+    for call in range(calls):
+        with steady.begin() as tx:
+            claimed = jobs.claim(
+                tx,
+                processor_id,
+                reads="any",
+                worker_id=UUID(int=1),
+                batch_id=UUID(int=call),
+                limit=50,
+                lease_s=60,
+                deadline_s=600,
+            )
+            assert len(claimed) == 50
+            jobs.count_batches(tx, processor_id)
+            jobs.find_expired(tx, limit=500)
+            jobs.find_due(tx)
+            tx.execute(sa.text("SELECT pg_stat_force_next_flush()"))
+    steady.close()
+    after = counted()
+    entries = int(after.entries - before.entries) / calls
+    print(f"as workers send them: {entries:.0f} index entries a round")
+    assert after.seq_scan == before.seq_scan
+    assert entries < 10_000, "a hundredth of the table"
 
 
 def _in_tx(world: World, work: Callable[[Any], object]) -> object:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.answer import parse
@@ -33,7 +33,6 @@ answers = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(TASKS), answers)
 def test_no_answer_raises_anything_but_bad_response(task, raw):
     try:

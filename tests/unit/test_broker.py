@@ -2,49 +2,31 @@
 
 import json
 import logging
-import socket
 import time
 from threading import Event
-from uuid import UUID, uuid4
 
-import dramatiq
 import fakeredis
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
+from hint_words import (
+    QUEUE_KEY,
+    A,
+    B,
+    C,
+    Clock,
+    Table,
+    consume,
+    drain,
+    names,
+    ready,
+    stock_producer,
+)
 from ppworker.errors import ConfigurationError, StoreUnavailable
-from ppworker.worker.actors import Handlers, declare_actors
 from ppworker.worker.broker import HintBroker, connect
 from ppworker.worker.link import RedisLink
-from ppworker.worker.poller import Poll, Poller
-
-A, B, C = (UUID(int=number) for number in (1, 2, 3))
-QUEUE_KEY = "ppworker:default"
-
-
-class Table:
-    """The job table as polling sees it."""
-
-    def __init__(self):
-        self.due = []
-        self.next_due_s = None
-        self.error = None
-        self.polls = 0
-
-    def __call__(self):
-        self.polls += 1
-        if self.error is not None:
-            raise self.error
-        return Poll(tuple(self.due), self.next_due_s)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
+from ppworker.worker.poller import Poller
 
 
 @pytest.fixture
@@ -71,39 +53,6 @@ def poller(table, clock):
 def broker(client):
     """A broker without polling, so that only redis speaks."""
     return ready(HintBroker(link=RedisLink(client, client)))
-
-
-def nothing_more(_post_processor_id, _recruit):
-    return False
-
-
-def ready(broker, run_slice=nothing_more, refresh=lambda: None):
-    declare_actors(broker, Handlers(run_slice=run_slice, refresh=refresh))
-    return broker
-
-
-def consume(broker, slots=2):
-    return broker.consume("default", prefetch=slots)
-
-
-def drain(consumer, looks=4):
-    """Everything the consumer hands out in a few looks."""
-    return [message for _ in range(looks) if (message := next(consumer)) is not None]
-
-
-def names(messages):
-    return [UUID(message.args[0]) for message in messages]
-
-
-def stock_producer(client):
-    """What another program writes with plain dramatiq."""
-    other = RedisBroker(client=client, namespace="ppworker", middleware=[])
-
-    @dramatiq.actor(broker=other)
-    def run_jobs(post_processor_id):
-        raise AssertionError
-
-    return run_jobs
 
 
 # One hint per post-processor
@@ -191,28 +140,6 @@ def test_a_failed_hint_is_swallowed_counted_and_logged_once(caplog):
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
-def test_a_thousand_hints_to_a_redis_that_hangs_cost_one_time_out(tmp_path, family):
-    """Uploads must not each wait: the first one does, the rest are short-circuited."""
-    path = str(tmp_path / "hung.sock")
-    with socket.socket(family) as listener:
-        listener.bind(path if family == socket.AF_UNIX else ("127.0.0.1", 0))
-        listener.listen(64)  # connections open, nothing ever answers
-        address = listener.getsockname()
-        is_unix = family == socket.AF_UNIX
-        broker = connect(f"unix://{path}" if is_unix else f"redis://127.0.0.1:{address[1]}/0")
-        slowest = 0.0
-        started = time.monotonic()
-        for _ in range(1000):
-            before = time.monotonic()
-            assert not broker.hint(uuid4())
-            slowest = max(slowest, time.monotonic() - before)
-        assert time.monotonic() - started < 1.4
-        assert slowest < 1.0
-        broker.close()
-    assert broker.counts["failed"] == 1000
-
-
 def test_a_url_cannot_undo_our_time_outs(tmp_path):
     link = RedisLink.from_url(f"unix://{tmp_path}/redis.sock?socket_timeout=60&retry_on_timeout=1")
     assert link._client.connection_pool.connection_kwargs["socket_timeout"] <= 1
@@ -264,35 +191,6 @@ def test_polling_goes_on_whatever_redis_answers(client, table, poller, error, mo
     assert len(takes) == 1
 
 
-def test_a_redis_that_answers_errors_at_once_is_not_asked_in_a_loop(client, monkeypatch):
-    link = RedisLink(client, client)
-    takes = []
-
-    def fail(*args, **kwargs):
-        takes.append(time.monotonic())
-        raise redis.ResponseError("unknown command 'BLMOVE'")
-
-    monkeypatch.setattr(link, "take", fail)
-    assert drain(consume(ready(HintBroker(link=link))), looks=2) == []
-    assert len(takes) == 1
-
-
-def test_ack_nack_and_requeue_never_raise_while_redis_is_away():
-    server = fakeredis.FakeServer()
-    client = fakeredis.FakeRedis(server=server)
-    broker = ready(HintBroker(link=RedisLink(client, client)))
-    for post_processor_id in (A, B, C):
-        broker.hint(post_processor_id)
-    consumer = consume(broker, slots=3)
-    first, second, third = drain(consumer)
-    server.connected = False
-    consumer.ack(first)
-    consumer.nack(second)
-    consumer.requeue([third])
-    consumer.close()
-    assert broker.slots.running().total() == 0
-
-
 def test_without_redis_nothing_is_sent_counted_or_raised(table, clock, poller):
     broker = ready(HintBroker(poller=poller))
     consumer = consume(broker)
@@ -332,17 +230,6 @@ def test_a_stock_consumer_can_read_our_hint(broker, client):
     assert (message.actor_name, message.args) == ("run_jobs", (str(A),))
     assert message.options["max_retries"] == 0
     assert message.options["max_age"] == 60_000
-
-
-def test_the_consumer_takes_no_more_than_it_has_slots(broker, client):
-    for post_processor_id in (A, B, C):
-        broker.hint(post_processor_id)
-    consumer = consume(broker, slots=2)
-    first, second = drain(consumer, looks=3)
-    assert client.llen(QUEUE_KEY) == 1
-    consumer.ack(first)
-    (third,) = drain(consumer, looks=1)
-    assert names([first, second, third]) == [A, B, C]
 
 
 def test_a_freed_slot_ends_the_wait_at_once(broker):
@@ -494,20 +381,6 @@ def test_polled_work_never_goes_through_redis(client, table, poller):
     assert client.keys() == []
 
 
-def test_polls_fill_only_idle_slots(table, clock, poller):
-    table.due = [A, B, C]
-    broker = ready(HintBroker(poller=poller))
-    consumer = consume(broker, slots=2)
-    first, second = drain(consumer, looks=2)
-    assert names([first, second]) == [A, B]
-    clock.now += 10
-    assert next(consumer) is None
-    assert table.polls == 1  # without an idle slot the database is not asked
-    consumer.ack(first)
-    table.due = [B, C, A]
-    assert names([next(consumer)]) == [C]  # B is served already
-
-
 def test_a_deep_backlog_may_hold_several_slots(table, clock, poller):
     table.due = [A]
     consumer = consume(ready(HintBroker(poller=poller)), slots=2)
@@ -622,23 +495,6 @@ def poller_running():
     from collections import Counter
 
     return Counter()
-
-
-# Refresh
-
-
-def test_one_refresh_runs_at_a_time_and_takes_no_slot(broker, client):
-    broker.refresh_label_stats()
-    consumer = consume(broker, slots=1)
-    (refresh,) = drain(consumer)
-    assert refresh.actor_name == "refresh_label_stats"
-    broker.refresh_label_stats()  # queued again: deltas may have come after the fold's snapshot
-    assert drain(consumer, looks=2) == []
-    broker.hint(A)
-    assert names(drain(consumer)) == [A]
-    consumer.ack(refresh)
-    (again,) = drain(consumer, looks=1)
-    assert again.actor_name == "refresh_label_stats"
 
 
 # Actors

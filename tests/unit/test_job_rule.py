@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.job import (
@@ -36,14 +36,12 @@ outcomes = st.builds(
 jitters = st.floats(0, 1, exclude_max=True)
 
 
-@settings(max_examples=60, deadline=None)
 @given(attempts, outcomes, jitters)
 def test_a_decision_never_leaves_the_edges(attempt, outcome, jitter):
     transition = decide(attempt, outcome, jitter=jitter)
     assert transition.cause in EDGES[Status.PROCESSING, transition.to]
 
 
-@settings(max_examples=60, deadline=None)
 @given(attempts, outcomes, jitters)
 def test_a_decision_can_be_stored(attempt, outcome, jitter):
     transition = decide(attempt, outcome, jitter=jitter)
@@ -53,7 +51,6 @@ def test_a_decision_can_be_stored(attempt, outcome, jitter):
     assert transition.delay_s == 0 or transition.to is Status.PENDING
 
 
-@settings(max_examples=60, deadline=None)
 @given(attempts, outcomes, jitters)
 def test_the_answer_is_kept_on_completion_only(attempt, outcome, jitter):
     transition = decide(attempt, outcome, jitter=jitter)

@@ -305,7 +305,6 @@ def test_a_long_name_keeps_its_extension():
     assert clean_name("a." + "b" * 300) == "a." + "b" * 253
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.text())
 def test_cleaning_a_name_twice_changes_nothing(name):
     cleaned = clean_name(name)

@@ -4,7 +4,7 @@ from dataclasses import replace as changed
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.apply import Draft
@@ -135,7 +135,6 @@ rows_of_items = st.lists(
 cases = given(rows_of_items, drafts_of_answers, st.integers(0, 2), st.booleans())
 
 
-@settings(max_examples=60, deadline=None)
 @cases
 def test_people_and_others_are_never_touched(existing, drafts, order, multi_label):
     changes = run(existing, drafts, order=order, multi_label=multi_label)
@@ -147,7 +146,6 @@ def test_people_and_others_are_never_touched(existing, drafts, order, multi_labe
             assert old.id not in touched or (not multi_label and old.kind == "class")
 
 
-@settings(max_examples=60, deadline=None)
 @cases
 def test_every_draft_is_accounted_for(existing, drafts, order, multi_label):
     changes = run(existing, drafts, order=order, multi_label=multi_label)
@@ -159,7 +157,6 @@ def test_every_draft_is_accounted_for(existing, drafts, order, multi_label):
     )
 
 
-@settings(max_examples=60, deadline=None)
 @cases
 def test_a_second_run_changes_nothing(existing, drafts, order, multi_label):
     first = run(existing, drafts, order=order, multi_label=multi_label)
@@ -168,7 +165,6 @@ def test_a_second_run_changes_nothing(existing, drafts, order, multi_label):
     assert (again.insert, again.update, again.delete) == ((), (), ())
 
 
-@settings(max_examples=60, deadline=None)
 @cases
 def test_the_counts_after_are_those_of_the_stored_rows(existing, drafts, order, multi_label):
     changes = run(existing, drafts, order=order, multi_label=multi_label)
@@ -177,7 +173,6 @@ def test_the_counts_after_are_those_of_the_stored_rows(existing, drafts, order, 
     )
 
 
-@settings(max_examples=60, deadline=None)
 @cases
 def test_fingerprints_stay_unique(existing, drafts, order, multi_label):
     stored = store(existing, run(existing, drafts, order=order, multi_label=multi_label), order=1)
@@ -185,7 +180,6 @@ def test_fingerprints_stay_unique(existing, drafts, order, multi_label):
     assert len(own) == len(set(own))
 
 
-@settings(max_examples=60, deadline=None)
 @cases
 def test_a_single_label_item_gains_no_second_class(existing, drafts, order, multi_label):
     changes = run(existing, drafts, order=order, multi_label=False)

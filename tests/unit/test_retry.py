@@ -1,18 +1,16 @@
 """Back-off between attempts."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.retry import BASE_S, CAP_S, FACTOR, backoff_s
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(-5, 10**9), st.floats(0, 1, exclude_max=True))
 def test_the_wait_stays_within_bounds(attempt, jitter):
     assert BASE_S / 2 <= backoff_s(attempt, jitter=jitter) <= CAP_S
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 100), st.floats(0, 1, exclude_max=True))
 def test_the_wait_never_shrinks_with_attempts(attempt, jitter):
     assert backoff_s(attempt, jitter=jitter) <= backoff_s(attempt + 1, jitter=jitter)

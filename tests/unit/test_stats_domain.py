@@ -3,7 +3,7 @@
 from collections import Counter
 from uuid import UUID
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.stats import StatDelta, deltas, joined, left, merge
@@ -21,7 +21,6 @@ changes = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(changes, max_size=12))
 def test_the_deltas_of_any_history_sum_up_to_a_recount(history):
     annotations: dict[UUID, Counter[UUID | None]] = {item: Counter() for item in ITEMS}

@@ -3,7 +3,7 @@
 import json
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.text import MAX_DEPTH, clean_json, clean_text
@@ -16,7 +16,6 @@ nasty_json = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(nasty_text)
 def test_cleaned_text_can_be_stored_and_every_code_point_is_accounted_for(text):
     cleaned, count = clean_text(text)
@@ -24,7 +23,6 @@ def test_cleaned_text_can_be_stored_and_every_code_point_is_accounted_for(text):
     assert len(cleaned) + count == len(text)
 
 
-@settings(max_examples=50, deadline=None)
 @given(nasty_json)
 def test_cleaned_json_can_be_stored(value):
     cleaned, _ = clean_json(value)
