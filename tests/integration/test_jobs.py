@@ -148,6 +148,7 @@ def test_text_that_postgresql_cannot_hold_is_cleaned_not_failed(world: World) ->
     assert world.run(processor, raw).completed == 1
     assert world.sql("SELECT text FROM dataset_items")[0].text == "abc"
     assert [a.text for a in world.annotations(item)] == ["x"]
+    assert world.jobs()[0].dropped == {"refused_values": 3}
     world.check()
 
 

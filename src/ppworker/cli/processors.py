@@ -31,6 +31,12 @@ OutputTarget = Annotated[
 Threshold = Annotated[
     float, typer.Option("--threshold", metavar="F", help="Least score of an annotation, 0 to 1.")
 ]
+DropUnscored = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unscored", help="Drop predictions without a score, if there is a threshold."
+    ),
+]
 NoNewLabels = Annotated[
     bool, typer.Option("--no-auto-create-labels", help="Use only labels that are there.")
 ]
@@ -89,6 +95,7 @@ def create(
     order: Order = 0,
     target: OutputTarget = None,
     threshold: Threshold = 0.0,
+    drop_unscored: DropUnscored = False,
     no_auto_create_labels: NoNewLabels = False,
     max_new_labels: MaxNewLabels = 100,
     mapping: Mapping = None,
@@ -110,6 +117,7 @@ def create(
         output_target=target,
         runner_config=_config(config or []),
         order=order,
+        keep_unscored=not drop_unscored,
         auto_create_labels=not no_auto_create_labels,
         max_new_labels=max_new_labels,
         confidence_threshold=threshold,

@@ -33,8 +33,8 @@ def clean_json(value: Any) -> tuple[Any, int]:
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
-def json_text(value: Any) -> tuple[str, Any]:
-    """JSON text that ``jsonb`` takes, and the value it says.
+def json_text(value: Any) -> tuple[str, int]:
+    """JSON text that ``jsonb`` takes, and the number of changes made as by `clean_json`.
 
     What is clean already, as nearly every answer is, is found so by one look at its text.
     """
@@ -42,11 +42,11 @@ def json_text(value: Any) -> tuple[str, Any]:
         text = _ENCODER.encode(value)
         # Escapes of NUL and of surrogates; those of an emoji look alike and take the longer way.
         if "\\u0000" not in text and "\\ud" not in text and text.count("[") < MAX_DEPTH:
-            return text, value
+            return text, 0
     except (ValueError, TypeError, RecursionError):
         pass  # NaN, a giant integer, a type that is not JSON's, or too deep: cleaned below
-    cleaned, _ = clean_json(value)
-    return _ENCODER.encode(cleaned), cleaned
+    cleaned, changes = clean_json(value)
+    return _ENCODER.encode(cleaned), changes
 
 
 def _clean(value: Any, depth: int) -> tuple[Any, int]:

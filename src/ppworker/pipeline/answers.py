@@ -23,6 +23,8 @@ class Answer:
 
     raw: str
     """JSON text, unchanged but for what PostgreSQL refuses."""
+    refused: int
+    """Characters and values that it refuses, taken out of ``raw``."""
     model_version: str
     inference: Inference
     target: Target

@@ -11,12 +11,13 @@ from ppworker.domain.apply import Target
 from ppworker.domain.events import JobMoved
 from ppworker.domain.job import NO_INPUT, Outcome, Status
 from ppworker.domain.post_processor import PostProcessor
-from ppworker.domain.text import json_text
+from ppworker.domain.text import clean_text, json_text
 from ppworker.errors import RunnerError
 from ppworker.pipeline import answers, finish, patience
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
+from ppworker.runners.child import LOAD_TIMEOUT_S
 from ppworker.store import items, jobs
 from ppworker.store.db import Tx
 from ppworker.store.jobs import Bound
@@ -56,7 +57,8 @@ def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | N
     """
     batch_id = uuid4()
     halvings = math.ceil(math.log2(limit)) if limit > 1 else 0
-    deadline_s = processor.timeout_s * (1 + halvings) + deps.settings.lease_s
+    # The first batch waits for its model to load, which has a limit of its own.
+    deadline_s = LOAD_TIMEOUT_S + processor.timeout_s * (1 + halvings) + deps.settings.lease_s
 
     def ask(tx: Tx, n: int, behind: Bound | None) -> list[jobs.ClaimedJob]:
         return jobs.claim(
@@ -178,17 +180,18 @@ def _ended(
 ) -> answers.Ended:
     if isinstance(answer, RunnerError):
         return answers.Ended(job=job, outcome=_failure(answer))
-    text, raw = json_text(answer.raw)
+    raw, refused = json_text(answer.raw)
     try:
-        inference = parse(processor.model_type, raw)
+        inference = parse(processor.model_type, answer.raw)
     except RunnerError as error:
         return answers.Ended(job=job, outcome=_failure(error))
     return answers.Ended(
         job=job,
         outcome=_ANSWERED,
         answer=answers.Answer(
-            raw=text,
-            model_version=answer.model_version,
+            raw=raw,
+            refused=refused,
+            model_version=clean_text(answer.model_version)[0],
             inference=inference,
             target=target,
         ),
@@ -199,7 +202,7 @@ def _failure(error: RunnerError) -> Outcome:
     return Outcome(
         kind="error",
         code=error.code,
-        message=str(error)[:2000],
+        message=clean_text(str(error))[0][:2000],
         retryable=error.retryable,
         retry_after_s=error.retry_after_s,
     )

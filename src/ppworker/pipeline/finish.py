@@ -196,6 +196,8 @@ def _decide(
         multi_label=answer.target.multi_label,
     )
     dropped = [mapped.dropped, changes.dropped, answer.inference.dropped]
+    if answer.refused:
+        dropped.append({"refused_values": answer.refused})
     if len(drafts) < len(mapped.drafts):
         dropped.append({"label_deleted": len(mapped.drafts) - len(drafts)})
     if applied.text is not None:

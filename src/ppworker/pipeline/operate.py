@@ -8,7 +8,7 @@ from ppworker.domain.events import Event, JobMoved
 from ppworker.domain.job import Status
 from ppworker.domain.post_processor import ItemFacts, PostProcessor, plan_jobs
 from ppworker.errors import Conflict, NotFound
-from ppworker.pipeline import ingest
+from ppworker.pipeline import finish, ingest
 from ppworker.pipeline.deps import Deps
 from ppworker.store import items, job_operations, jobs, post_processors
 from ppworker.store.datasets import Split
@@ -99,10 +99,12 @@ def _retry(deps: Deps, wanted: Sequence[tuple[UUID, UUID]], *, successors: bool)
         items.lock_items(tx, item_ids)
         retried = job_operations.retry(tx, [id_ for id_, _ in wanted])
         revived = job_operations.revive_successors(tx, [job.id for job in retried])
-        job_operations.rerun_processing_successors(tx, [job.id for job in retried])
         if successors:
             job_operations.insert_successors(tx, [job.id for job in retried])
-        return [*retried, *revived], jobs.recompute_ready(tx, item_ids)
+        woken = jobs.recompute_ready(tx, item_ids)
+        # Last: a claim takes no item lock, and one may have come before the line above.
+        job_operations.rerun_processing_successors(tx, [job.id for job in retried])
+        return [*retried, *revived], woken
 
     retried, woken = deps.db.transact(work)
     events: list[Event] = [
@@ -128,7 +130,8 @@ def _retry(deps: Deps, wanted: Sequence[tuple[UUID, UUID]], *, successors: bool)
 def cancel(deps: Deps, user_id: UUID, job_id: UUID) -> None:
     """End a pending or processing job as failed, reason ``cancelled``.
 
-    A model that is running goes on to its end, but its answer is refused.
+    A model that is running goes on to its end, but its answer is refused. Later jobs of the item
+    fail with it where its post-processor says stop.
 
     Raises:
         NotFound: there is no such job, or it is somebody else's.
@@ -139,15 +142,16 @@ def cancel(deps: Deps, user_id: UUID, job_id: UUID) -> None:
     if job is None:
         raise _no_job(job_id)
 
-    def work(tx: Tx) -> tuple[list[job_operations.Cancelled], set[UUID]]:
+    def work(tx: Tx) -> tuple[list[job_operations.Cancelled], list[jobs.Stopped], set[UUID]]:
         items.lock_items(tx, [job.item_id])
         done = job_operations.cancel(tx, [job_id])
-        return done, jobs.recompute_ready(tx, [job.item_id])
+        stopped = jobs.stop_successors(tx, [each.id for each in done])
+        return done, stopped, jobs.recompute_ready(tx, [job.item_id])
 
-    cancelled, woken = deps.db.transact(work)
+    cancelled, stopped, woken = deps.db.transact(work)
     if not cancelled:
         raise Conflict(f"job {job_id} is over; only live jobs can be cancelled", field="job")
-    deps.emit([_cancelled(job) for job in cancelled])
+    deps.emit([*(_cancelled(job) for job in cancelled), *finish.stopped_events(stopped)])
     deps.hint(woken)
 
 

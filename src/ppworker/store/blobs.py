@@ -66,13 +66,20 @@ class BlobStore:
         final = self.path(sha256)
         if final.exists():
             return
-        final.parent.mkdir(parents=True, exist_ok=True)
+        if not final.parent.is_dir():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _sync_folder(self.root)
         path.replace(final)
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(final.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a new name in the folder survive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def insert_blobs(tx: Tx, sizes: Mapping[str, int]) -> None:

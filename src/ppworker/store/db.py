@@ -174,11 +174,19 @@ def _is_lost(error: DBAPIError) -> bool:
     )
 
 
+def _is_too_much(error: BaseException | None) -> bool:
+    """Whether a value is beyond a limit of PostgreSQL's (class 54): no repetition will help, though
+    psycopg names it among the errors of operation."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("54")
+
+
 def _named(error: BaseException) -> BaseException:
     """Translate what callers decide on; deadlocks stay as they are for ``transact``."""
     if isinstance(error, DBAPIError):
         if isinstance(error.orig, _REPEAT):
             return error
+        if _is_too_much(error.orig):
+            return StoreRefused(_reason(error))
         if _is_lost(error) or isinstance(
             error.orig, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction
         ):
