@@ -2,18 +2,25 @@
 
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 
 from factories import World, classes
+from ppworker import telemetry, wiring
 from ppworker.domain.job import Status, Transition
-from ppworker.errors import RunnerError, RunnerUnavailable, StoreUnavailable
-from ppworker.pipeline import finish, operate, rescue
+from ppworker.errors import CommitUnknown, RunnerError, RunnerUnavailable, StoreUnavailable
+from ppworker.pipeline import finish, operate, refresh, rescue
 from ppworker.runners.child import LOAD_TIMEOUT_S
-from ppworker.store import job_operations, jobs, labels
+from ppworker.store import items, job_operations, jobs, labels, stats
+from ppworker.store.db import Database, Tx
+from ppworker.worker.heartbeat import Heartbeat
+from ppworker.worker.signals import Signals
 
 
 @pytest.mark.parametrize(
@@ -219,9 +226,11 @@ def test_a_label_that_a_finish_uses_cannot_be_deleted_before_its_commit(world: W
         )
     with world.deps.db.begin() as finishing:
         assert labels.lock_labels(finishing, ids.values()) == set(ids.values())
-        with pytest.raises(StoreUnavailable, match="lock timeout"), world.deps.db.begin() as tx:
-            tx.execute(sa.text("SET LOCAL lock_timeout = '200ms'"))
-            tx.execute(sa.text("DELETE FROM labels"))
+        with pytest.raises(StoreUnavailable, match="lock timeout"):
+            world.sql(
+                "WITH s AS (SELECT set_config('lock_timeout', '200ms', true)) "
+                "DELETE FROM labels USING s"
+            )
     world.sql("DELETE FROM labels")
 
 
@@ -269,3 +278,267 @@ def test_an_expired_batch_counts_against_the_cap_until_it_is_rescued(world: Worl
     assert not world.claim(processor, limit=1).jobs
     rescue.rescue(world.deps)
     assert len(world.claim(processor, limit=1).jobs) == 1
+
+
+class _CommitsLater(Database):
+    """A database that says once that a COMMIT is in doubt, which is applied half a second later."""
+
+    def __init__(self, inner: Database) -> None:
+        self.engine = inner.engine
+        self.is_slow = False
+
+    @contextmanager
+    def begin(self) -> Iterator[Tx]:
+        slow, self.is_slow = self.is_slow, False
+        if not slow:
+            with super().begin() as tx:
+                yield tx
+            return
+        connection = self.engine.connect()
+        transaction = connection.begin()
+        yield connection
+
+        def commit() -> None:
+            transaction.commit()
+            connection.close()
+
+        threading.Timer(0.5, commit).start()
+        raise CommitUnknown("the link was cut while COMMIT was in flight")
+
+
+def test_a_commit_still_in_flight_is_waited_for_before_it_is_repeated(world: World) -> None:
+    """An unlocked look would see the job processing, and take its own finish for another's."""
+    processor = world.processor()
+    (item,) = world.add("one")
+    world.run(processor, classes("cat"))  # makes the label, which else had a COMMIT of its own
+    (item,) = world.add("two")
+    slow = _CommitsLater(world.deps.db)
+    deps = replace(world.deps, db=slow)
+    batch = world.claim(processor, deps=deps)
+
+    def cut() -> None:
+        slow.is_slow = True
+
+    world.labels.get([world.train.version_id])
+    report = world.run(processor, classes("cat"), during=cut, batch=batch, deps=deps)
+    assert report == finish.Report(completed=1)
+    assert len(world.annotations(item)) == 1
+    world.check()
+
+
+def test_an_attempt_that_others_ended_is_not_taken_for_a_finish_of_ours(world: World) -> None:
+    """The history names the lease's owner whoever ended it, so the cause has to tell."""
+    processor = world.processor()
+    world.add("one", "two")
+    batch = world.claim(processor)
+    held = {job.id: job.lease_token for job in batch.jobs}
+    operate.cancel(world.deps, world.user, batch.jobs[0].id)
+    world.expire()
+    rescue.rescue(world.deps)
+    with world.deps.db.begin() as tx:
+        assert jobs.finished_by(tx, held, world.deps.worker_id) == set()
+
+
+def test_a_batch_that_ends_during_a_beat_is_not_called_lost(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    processor = world.processor()
+    world.add("one")
+    batch = world.claim(processor)
+    holding = ExitStack()
+
+    def extend(held: Mapping[UUID, int]) -> set[UUID]:
+        world.run(processor, batch=batch)
+        holding.close()
+        with world.deps.db.begin() as tx:
+            return jobs.extend_leases(tx, held, lease_s=30)
+
+    heartbeat = Heartbeat(extend, lambda: None, lease_s=30)
+    holding.enter_context(heartbeat.holding(processor.id, batch.jobs))
+    heartbeat.beat()
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("change", ["enabled = false", "deleted_at = now()"])
+def test_jobs_of_a_post_processor_that_is_off_or_gone_are_neither_due_nor_claimed(
+    world: World, change: str
+) -> None:
+    processor = world.processor()
+    world.add("one")
+    world.sql(f"UPDATE post_processors SET {change}")
+    with world.deps.db.look() as tx:
+        assert jobs.find_due(tx) == ([], None)
+    assert not world.claim(processor).jobs
+
+
+def test_folds_at_once_do_not_wait_for_each_others_deltas(world: World) -> None:
+    world.add("one", split=world.train)
+    world.add("two", split=world.valid)
+    with world.deps.db.begin() as first:
+        assert stats.fold(first, limit=2) == 2
+        with world.deps.db.begin() as second:
+            second.execute(sa.text("SET LOCAL lock_timeout = '500ms'"))
+            assert stats.fold(second, limit=10) == 2
+    world.check()
+
+
+def test_an_answer_for_an_item_deleted_meanwhile_fails_its_job_and_writes_nothing(
+    world: World,
+) -> None:
+    processor = world.processor()
+    (item,) = world.add("one")
+
+    def delete() -> None:
+        world.sql("UPDATE dataset_items SET deleted_at = now()")
+
+    assert world.run(processor, during=delete).failed == 1
+    assert [(job.reason, job.status) for job in world.jobs()] == [("item_deleted", "failed")]
+    assert world.annotations(item) == []
+    world.check()
+
+
+def test_a_job_that_goes_back_at_once_is_hinted(world: World) -> None:
+    hinted: list[UUID] = []
+    processor = world.processor()
+    world.add("one")
+
+    def edit() -> None:
+        world.sql("UPDATE dataset_items SET text = 'new', text_sha256 = 'other'")
+
+    batch = world.claim(processor)
+    world.run(processor, during=edit, batch=batch, deps=replace(world.deps, hint=hinted.extend))
+    assert hinted == [processor.id]
+
+
+def test_a_rebuild_waits_for_another_and_sees_what_it_has_set_right(world: World) -> None:
+    world.add("one", "two")
+    world.sql("DELETE FROM label_stat_deltas")
+    changed: list[int] = []
+    rebuilding = threading.Thread(
+        target=lambda: changed.append(refresh.rebuild(world.deps, world.train.id))
+    )
+    with world.deps.db.begin() as tx:
+        stats.lock_rebuild(tx, world.train.id)
+        rebuilding.start()
+        time.sleep(0.5)
+        drift = stats.find_drift(tx, [world.train.id])
+        rows = [(r.split_id, r.bucket, r.annotation_count, r.item_count) for r in drift]
+        for row in rows:
+            tx.execute(
+                sa.text(
+                    "INSERT INTO label_stat_deltas (split_id, bucket, annotation_count, item_count)"
+                    " VALUES (:s, :b, :a, :i)"
+                ),
+                dict(zip("sbai", row, strict=True)),
+            )
+    rebuilding.join()
+    assert changed == [0]
+    world.check()
+
+
+class _FoldsBetween:
+    """A transaction after each of whose statements somebody else folds."""
+
+    def __init__(self, world: World, tx: Tx) -> None:
+        self._world, self._tx = world, tx
+
+    def execute(self, *arguments: Any) -> Any:
+        rows = self._tx.execute(*arguments)
+        refresh.fold(self._world.deps)
+        return rows
+
+
+def test_stats_read_while_deltas_are_folded_are_exact(world: World) -> None:
+    processor = world.processor()
+    world.add("one", "two")
+    world.run(processor, classes("cat"))
+    with world.deps.db.begin() as tx:
+        wanted = stats.recount(tx, [world.train.id])
+    with world.deps.db.begin() as tx:
+        assert stats.read_stats(_FoldsBetween(world, tx), [world.train.id]) == wanted  # type: ignore[arg-type]
+    world.check()
+
+
+def test_a_lease_renewed_after_the_sweep_looked_is_not_rescued(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = world.processor()
+    world.add("one")
+    (job,) = world.claim(processor).jobs
+    world.expire()
+    original = jobs.find_expired
+
+    def then_renew(tx: Tx, *, limit: int) -> list[tuple[UUID, UUID]]:
+        found = original(tx, limit=limit)
+        with world.deps.db.begin() as other:
+            jobs.extend_leases(other, {job.id: job.lease_token}, lease_s=30)
+        return found
+
+    monkeypatch.setattr(jobs, "find_expired", then_renew)
+    assert rescue.rescue(world.deps) == 0
+    assert world.statuses() == ["processing"]
+
+
+def test_a_rescue_leaves_an_item_that_somebody_holds_to_the_next_sweep(world: World) -> None:
+    processor = world.processor()
+    held, free = world.add("one", "two")
+    world.claim(processor)
+    world.expire()
+    with world.deps.db.begin() as tx:
+        items.lock_items(tx, [held])
+        sweeping = threading.Thread(target=rescue.rescue, args=(world.deps,))
+        sweeping.start()
+        sweeping.join(5)
+        assert not sweeping.is_alive(), "it waits for whoever holds an item"
+        assert {job.item_id for job in world.jobs() if job.status == "processing"} == {held}
+    assert rescue.rescue(world.deps) == 1
+    assert {job.item_id for job in world.jobs() if job.status == "pending"} == {held, free}
+
+
+def test_a_claim_goes_past_what_another_claim_holds(world: World) -> None:
+    processor = world.processor()
+    world.add("one", "two")
+    with world.deps.db.begin() as tx:
+        tx.execute(sa.text("SELECT id FROM post_processor_jobs ORDER BY id LIMIT 1 FOR UPDATE"))
+        claimed: list[int] = []
+        claiming = threading.Thread(
+            target=lambda: claimed.append(len(world.claim(processor, limit=2).jobs))
+        )
+        claiming.start()
+        claiming.join(5)
+        assert claimed == [1]
+
+
+def test_a_rescue_that_fails_a_job_which_says_stop_stops_its_successors(world: World) -> None:
+    early, late = world.processor(on_failure="stop", max_attempts=1), world.processor(order=1)
+    world.add("one")
+    world.claim(early)
+    world.expire()
+    rescue.rescue(world.deps)
+    assert [job.reason for job in world.jobs(late)] == ["predecessor_failed"]
+    world.check()
+
+
+def test_a_stopping_process_gives_back_what_a_slot_still_holds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = world.processor(max_attempts=1)
+    world.add("one")
+    hearts: list[Heartbeat] = []
+    hung = ExitStack()
+
+    def heartbeat(*arguments: Any, **options: Any) -> Heartbeat:
+        hearts.append(Heartbeat(*arguments, **options))
+        return hearts[-1]
+
+    def hang(*_arguments: Any, **_options: Any) -> bool:
+        hung.enter_context(hearts[0].holding(processor.id, world.claim(processor).jobs))
+        return False
+
+    monkeypatch.setattr(wiring, "Heartbeat", heartbeat)
+    monkeypatch.setattr(wiring, "run_worker", hang)
+    monkeypatch.setattr(telemetry, "configure", lambda *_a, **_o: None)
+    with hung:
+        assert not wiring.run_worker_process(world.deps.settings, Signals())
+    (job,) = world.jobs()
+    assert (job.status, job.attempts, job.reason) == ("pending", 0, "released")

@@ -75,12 +75,14 @@ class Heartbeat:
             return
         lost = self._extend({id_: token for id_, (_, _, token) in held.items()})
         if lost:
-            log.warning("%d leases are lost; their answers will be refused", len(lost))
             with self._lock:
-                for id_ in lost:
-                    # Only the lease that was asked about: the job may have been claimed anew here.
-                    if self._held.get(id_) == held[id_]:
-                        del self._held[id_]
+                # Only the lease that was asked about: its batch may have ended meanwhile, and the
+                # job may have been claimed anew here.
+                gone = [id_ for id_ in lost if self._held.get(id_) == held[id_]]
+                for id_ in gone:
+                    del self._held[id_]
+            if gone:
+                log.warning("%d leases are lost; their answers will be refused", len(gone))
 
     def _run(self) -> None:
         failures = 0
