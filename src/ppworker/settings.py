@@ -72,6 +72,13 @@ class Settings(BaseSettings):
         default="auto", description="json, text, or auto: text on a terminal, JSON lines elsewhere."
     )
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _named_folder(cls, value: object) -> object:
+        if value == "":  # Path takes it for the working directory
+            raise ValueError("is empty; name a folder, or unset it")
+        return value
+
     @field_validator("log_level")
     @classmethod
     def _known_level(cls, value: str) -> str:

@@ -178,6 +178,20 @@ def test_a_commit_whose_answer_was_lost_is_decided_right(world: World, how: str)
     world.check()
 
 
+def test_a_claim_whose_commit_is_in_doubt_gives_back_what_it_took(world: World) -> None:
+    processor = world.processor(max_attempts=1)
+    world.add("one", "two")
+    cutting = _CutAtCommit(world.deps.db)
+    cutting.cut = "applied"
+    with pytest.raises(CommitUnknown):
+        world.claim(processor, deps=replace(world.deps, db=cutting))
+    assert [(j.status, j.attempts, j.reason) for j in world.jobs()] == [
+        ("pending", 0, "released")
+    ] * 2
+    assert world.run(processor).completed == 2
+    world.check()
+
+
 def test_a_finish_waits_for_a_database_that_is_away(world: World) -> None:
     processor = world.processor()
     world.add("one")

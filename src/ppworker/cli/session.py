@@ -38,7 +38,7 @@ class Call:
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DataDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--data-dir", metavar="DIR", help="Data folder; overrides PPWORKER_DATA_DIR.",
         show_default=False,
@@ -56,7 +56,7 @@ def command(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
-        def run(*, as_json: bool, data_dir: Path | None, **arguments: Any) -> None:
+        def run(*, as_json: bool, data_dir: str | None, **arguments: Any) -> None:
             function(Call(as_json, _checked_folder(data_dir)), **arguments)
 
         own = list(inspect.signature(function).parameters.values())[1:]
@@ -202,7 +202,11 @@ def page_size(limit: int) -> int:
     return limit
 
 
-def _checked_folder(data_dir: Path | None) -> Path | None:
-    if data_dir is not None and data_dir.exists() and not data_dir.is_dir():
+def _checked_folder(data_dir: str | None) -> Path | None:
+    if data_dir is None:
+        return None
+    if not data_dir:  # Path takes it for the working directory
+        raise Invalid("is empty; name a folder", field="--data-dir")
+    if os.path.exists(data_dir) and not os.path.isdir(data_dir):  # noqa: PTH110, PTH112  never raise
         raise Invalid(f"'{data_dir}' is a file; name a folder", field="--data-dir")
-    return data_dir
+    return Path(data_dir)

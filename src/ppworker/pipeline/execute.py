@@ -12,7 +12,7 @@ from ppworker.domain.events import JobMoved
 from ppworker.domain.job import NO_INPUT, Outcome, Status
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.domain.text import clean_text, json_text
-from ppworker.errors import RunnerError
+from ppworker.errors import CommitUnknown, RunnerError
 from ppworker.pipeline import answers, finish, patience
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
@@ -83,7 +83,11 @@ def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | N
             claimed += ask(tx, limit - len(claimed), None)
         return claimed
 
-    claimed = deps.db.transact(work)
+    try:
+        claimed = deps.db.transact(work)
+    except CommitUnknown:
+        _give_back(deps, processor, batch_id)
+        raise
     deps.emit(
         [
             JobMoved(
@@ -101,6 +105,17 @@ def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | N
         ]
     )
     return Batch(id=batch_id, jobs=claimed, is_full=len(claimed) == limit)
+
+
+def _give_back(deps: Deps, processor: PostProcessor, batch_id: UUID) -> None:
+    """Return what a claim took whose COMMIT nobody answered; nothing of it ran, so none is burnt."""
+
+    def release(*, in_doubt: bool) -> int:  # noqa: ARG001  releasing twice changes nothing
+        with deps.db.look() as tx:
+            held = jobs.find_batch(tx, processor.id, batch_id)
+        return finish.release(deps, {processor.id: processor.name}, held) if held else 0
+
+    patience.until_it_answers(release)
 
 
 def run(

@@ -59,7 +59,10 @@ def _rescue(tx: Tx, candidates: list[tuple[UUID, UUID]]) -> tuple[list[Event], s
 
 
 def repair_ready(deps: Deps) -> int:
-    """Make pending jobs ready that a missed step left waiting for nothing; returns how many."""
+    """Make pending jobs ready that a missed step left waiting for nothing.
+
+    Returns how many post-processors got work by it.
+    """
     with deps.db.look() as tx:
         stuck = jobs.find_stuck(tx, limit=BATCH)
     if not stuck:

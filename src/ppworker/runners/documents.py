@@ -157,10 +157,10 @@ def _refuse_too_many(count: int, max_pages: int) -> None:
 
 def _refuse_too_big(width: float, height: float) -> None:
     if width * height > MAX_PIXELS:
-        raise _too_big(f"{width:.0f} x {height:.0f}")
+        raise _too_big(f": {width:.0f} x {height:.0f}")
 
 
-def _too_big(size: str = "far") -> UnreadableInput:
+def _too_big(size: str = "") -> UnreadableInput:
     return UnreadableInput(
-        f"the page has too many pixels: {size}, above the limit of {MAX_PIXELS}", code="too_large"
+        f"the page has too many pixels{size}, above the limit of {MAX_PIXELS}", code="too_large"
     )

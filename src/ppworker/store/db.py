@@ -152,12 +152,19 @@ def _normalised(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter for a port that is no number
-        raise ConfigurationError(
-            "PPWORKER_DATABASE_URL: not a URL; write postgresql://user:password@host/name"
-        ) from None
+        raise _not_a_url() from None
+    if "@" in (parsed.host or ""):  # part of a password, which the driver's errors would repeat
+        raise _not_a_url()
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise ConfigurationError("PPWORKER_DATABASE_URL: must begin with postgresql://")
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _not_a_url() -> ConfigurationError:
+    return ConfigurationError(
+        "PPWORKER_DATABASE_URL: not a URL like postgresql://user@host/name; "
+        "in a password write @ as %40, : as %3A and / as %2F"
+    )
 
 
 def _roll_back(connection: Connection, transaction: sa.RootTransaction) -> None:

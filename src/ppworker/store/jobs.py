@@ -125,17 +125,6 @@ def insert_jobs(tx: Tx, jobs: Sequence[NewJob]) -> int:
     )
 
 
-def request_rerun(tx: Tx, item_ids: Sequence[UUID]) -> None:
-    """Mark processing jobs of items whose input changed: their answer will be dropped."""
-    tx.execute(
-        sa.text(
-            "UPDATE post_processor_jobs SET rerun_requested = true "
-            "WHERE item_id = ANY(:items) AND status = 'processing'"
-        ),
-        {"items": list(item_ids)},
-    )
-
-
 def lock_cap(tx: Tx, post_processor_id: UUID) -> None:
     """Wait for the right to count this post-processor's leases; held until the transaction ends.
 
@@ -146,6 +135,18 @@ def lock_cap(tx: Tx, post_processor_id: UUID) -> None:
         sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),
         {"key": f"ppworker.cap.{post_processor_id}"},
     )
+
+
+def find_batch(tx: Tx, post_processor_id: UUID, batch_id: UUID) -> dict[UUID, tuple[UUID, int]]:
+    """Processing jobs of one batch: job to (item, token)."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT id, item_id, lease_token FROM post_processor_jobs WHERE post_processor_id = "
+            ":processor AND status = 'processing' AND batch_id = :batch"
+        ),
+        {"processor": post_processor_id, "batch": batch_id},
+    )
+    return {row.id: (row.item_id, row.lease_token) for row in rows}
 
 
 def count_batches(tx: Tx, post_processor_id: UUID) -> int:

@@ -56,8 +56,11 @@ class RedisLink:
                 _client(url, timeout_s=COMMAND_TIMEOUT_S),
                 _client(url, timeout_s=BLOCK_S + 2 * COMMAND_TIMEOUT_S),
             )
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"PPWORKER_REDIS_URL: {type(error).__name__}") from None
+        except (ValueError, TypeError):
+            raise ConfigurationError(
+                "PPWORKER_REDIS_URL: not a URL like redis://host:6379/0; "
+                "in a password write @ as %40, : as %3A and / as %2F"
+            ) from None
 
     def offer(self, hint: Hint) -> bool:
         """Queue a hint unless one of its kind is queued; whether it was new. One round trip."""
