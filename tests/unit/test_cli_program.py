@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from ppworker.cli import program, render
+from ppworker import settings
+from ppworker.cli import program, render, serve
 from ppworker.errors import ConfigurationError, Invalid, StoreUnavailable
 
 
@@ -78,6 +79,22 @@ def test_what_is_no_text_is_refused(arguments, named, capsys):
 def test_a_wrong_command_is_one_line(arguments, capsys):
     assert program._guarded(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("", "is empty"), (__file__, "is a file"), (__file__ + "/x", "be made")]
+)
+def test_a_data_folder_that_is_none_is_refused(folder, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert program._guarded(["status", "--data-dir", folder]) == 2
+    assert said in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())  # no servers in the working directory
+
+
+def test_the_address_is_shown_without_passwords():
+    url = "postgresql+psycopg://joe:hunter2@db:5433/x?password=hunter2&sslpassword=hunter2&a=b"
+    shown = serve._address(settings.load(database_url=url))
+    assert shown == "postgresql://joe@db:5433/x?a=b"
 
 
 def test_interrupts_and_vanished_readers_have_exit_codes(monkeypatch):

@@ -154,5 +154,7 @@ class _Ready:
 def _address(found: Settings) -> str:
     """The database's URL for a person or psql: no driver, no password."""
     url = sa.make_url(found.database_url.get_secret_value() if found.database_url else "")
-    shown = url.set(drivername="postgresql", password=None).difference_update_query(["password"])
-    return shown.render_as_string(hide_password=True)
+    shown = sa.URL.create(  # anew: `set` cannot take the password out
+        "postgresql", url.username, None, url.host, url.port, url.database, url.query
+    )
+    return shown.difference_update_query(["password", "sslpassword"]).render_as_string()

@@ -108,7 +108,7 @@ def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | N
 
 
 def _give_back(deps: Deps, processor: PostProcessor, batch_id: UUID) -> None:
-    """Return what a claim took whose COMMIT nobody answered; nothing of it ran, so none is burnt."""
+    """Return what a claim took whose COMMIT nobody answered; nothing of it ran."""
 
     def release(*, in_doubt: bool) -> int:  # noqa: ARG001  releasing twice changes nothing
         with deps.db.look() as tx:
