@@ -7,9 +7,9 @@ import pytest
 from ppworker.domain.post_processor import (
     ItemFacts,
     PostProcessor,
+    first_order,
     input_revision,
     plan_jobs,
-    ready_orders,
 )
 
 IMAGE = ItemFacts(extension="png", media_type="image/png", has_file=True)
@@ -29,7 +29,7 @@ def test_a_chain_plans_the_text_reader_behind_the_text_writer():
     ocr = processor("ocr", reads="file", media_types=("image/*",), order=1, output_target="text")
     ner = processor("ner", 2, reads="text", order=2)
     assert names(IMAGE, ner, ocr) == ["ocr", "ner"]
-    assert ready_orders(plan_jobs(IMAGE, [ner, ocr])) == 1
+    assert first_order(plan_jobs(IMAGE, [ner, ocr])) == 1
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_splits_filter_by_name():
 
 
 def test_no_match_has_no_ready_order():
-    assert ready_orders([]) is None
+    assert first_order([]) is None
 
 
 def test_the_input_revision_is_the_hash_of_what_is_read():

@@ -144,9 +144,9 @@ def test_a_lease_token_is_no_secret(out: io.StringIO) -> None:
 
 
 def test_lines_of_libraries_come_the_same_way_and_are_redacted_too(out: io.StringIO) -> None:
-    logging.getLogger("some.library").warning("lost redis://x:hunter2hunter2@host")
+    logging.getLogger("some.package").warning("lost redis://x:hunter2hunter2@host")
     (line,) = lines(out)
-    assert line["logger"] == "some.library"
+    assert line["logger"] == "some.package"
     assert "hunter2" not in out.getvalue()
 
 

@@ -82,7 +82,7 @@ def plan_jobs(item: ItemFacts, processors: Iterable[PostProcessor]) -> list[Post
     return matched
 
 
-def ready_orders(matched: Sequence[PostProcessor]) -> int | None:
+def first_order(matched: Sequence[PostProcessor]) -> int | None:
     """Lowest order among the matches: jobs of that order are ready at once."""
     return min((p.order for p in matched), default=None)
 

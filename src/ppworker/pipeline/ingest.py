@@ -11,7 +11,7 @@ from uuid import UUID
 from ppworker.domain import stats as stat_rule
 from ppworker.domain.events import Event, JobMoved
 from ppworker.domain.job import Status
-from ppworker.domain.post_processor import ItemFacts, PostProcessor, plan_jobs, ready_orders
+from ppworker.domain.post_processor import ItemFacts, PostProcessor, first_order, plan_jobs
 from ppworker.domain.text import clean_text
 from ppworker.errors import Conflict, Invalid
 from ppworker.pipeline import media
@@ -122,7 +122,7 @@ def plan(
         split_names=frozenset({split.name}),
     )
     matched = plan_jobs(facts, processors)
-    first = ready_orders(matched)
+    first = first_order(matched)
     return [
         jobs.NewJob(
             id=new_id(),
