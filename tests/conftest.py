@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ if TYPE_CHECKING:  # imported where they are used: unit tests need none of it, a
 hypothesis_settings.register_profile("quick", max_examples=20, deadline=None)
 hypothesis_settings.register_profile("thorough", max_examples=500, deadline=None)
 hypothesis_settings.load_profile(os.environ.get("PPWORKER_TEST_PROFILE", "quick"))
+
+# Whoever runs the tests in the background has them ignore Ctrl-C and hang-ups, and every process
+# they start with them; the programs under test are started as from a terminal.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler)
 
 for _name in [name for name in os.environ if name.startswith("PPWORKER_")]:
     if not _name.startswith("PPWORKER_TEST_"):
