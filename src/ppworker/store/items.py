@@ -97,27 +97,32 @@ def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dic
     return {row[0]: LockedItem._make(row) for row in rows}
 
 
+_READ_TEXTS = sa.text(
+    "SELECT id, text FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) AND text IS NOT NULL"
+)
+
+
 def read_texts(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, str]:
     """Texts of items that have one."""
     rows = tx.execute(
-        sa.text(
-            "SELECT id, text FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) "
-            "AND text IS NOT NULL"
-        ),
+        _READ_TEXTS,
         {"ids": bulk.uuids(ids)},
     )
     return {row[0]: row[1] for row in rows}
+
+
+_READ_SPLITS = sa.text(
+    "SELECT s.item_id, s.version_id, s.split_id FROM item_splits s "
+    "JOIN unnest(CAST(:items AS uuid[]), CAST(:versions AS uuid[])) AS w(item, version) "
+    "ON s.item_id = w.item AND s.version_id = w.version ORDER BY s.split_id"
+)
 
 
 def read_splits(tx: Tx, pairs: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], list[UUID]]:
     """Splits of each (item, version)."""
     found: dict[tuple[UUID, UUID], list[UUID]] = {}
     rows = tx.execute(
-        sa.text(
-            "SELECT s.item_id, s.version_id, s.split_id FROM item_splits s "
-            "JOIN unnest(CAST(:items AS uuid[]), CAST(:versions AS uuid[])) AS w(item, version) "
-            "ON s.item_id = w.item AND s.version_id = w.version ORDER BY s.split_id"
-        ),
+        _READ_SPLITS,
         {
             "items": bulk.uuids(pair[0] for pair in pairs),
             "versions": bulk.uuids(pair[1] for pair in pairs),

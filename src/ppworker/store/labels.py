@@ -148,10 +148,13 @@ def ensure_labels(
     return ids, created
 
 
+_LOCK_LABELS = sa.text("SELECT id FROM labels WHERE id = ANY(:ids) ORDER BY name, id FOR KEY SHARE")
+
+
 def lock_labels(tx: Tx, ids: Iterable[UUID]) -> set[UUID]:
     """Hold labels against deletion until the transaction ends; returns those that exist."""
     rows = tx.execute(
-        sa.text("SELECT id FROM labels WHERE id = ANY(:ids) ORDER BY name, id FOR KEY SHARE"),
+        _LOCK_LABELS,
         {"ids": sorted(set(ids))},
     )
     return set(rows.scalars())

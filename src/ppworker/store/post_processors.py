@@ -60,7 +60,7 @@ def list_post_processors(tx: Tx, dataset_id: UUID) -> list[PostProcessor]:
 
 def find_post_processor(tx: Tx, id_: UUID) -> PostProcessor | None:
     """A live post-processor by id, whoever owns it: for workers only."""
-    row = tx.execute(_select().where(post_processors.c.id == id_)).one_or_none()
+    row = tx.execute(_FIND, {"wanted": id_}).one_or_none()
     return _from_row(row) if row else None
 
 
@@ -134,3 +134,7 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return list(value)
     return json.loads(json.dumps(value)) if isinstance(value, dict) else value
+
+
+# Built once: a worker asks it at each turn.
+_FIND = _select().where(post_processors.c.id == sa.bindparam("wanted"))
