@@ -9,7 +9,6 @@ PpworkerError
 ├─ RunnerError                   this attempt's doing; carries code, retryable, retry_after_s
 │  ├─ RunnerTimeout · RunnerOverloaded · RunnerUnavailable · RunnerCrashed     retryable
 │  └─ UnreadableInput · UnsupportedMedia · BadResponse                         not
-├─ LeaseLost                     another attempt owns the job; stop quietly
 ├─ StoreRefused                  PostgreSQL refused the data itself
 └─ StoreUnavailable              the database is away; back off, keep the process
    └─ CommitUnknown              it went away during COMMIT: read before you repeat
@@ -120,10 +119,6 @@ class BadResponse(RunnerError):  # noqa: N818
     """The model's answer breaks the contract."""
 
     code = "bad_response"
-
-
-class LeaseLost(PpworkerError):  # noqa: N818
-    """Another attempt owns the job now."""
 
 
 class StoreUnavailable(PpworkerError):  # noqa: N818

@@ -17,7 +17,15 @@ from ppworker.domain import stats as stat_rule
 from ppworker.domain.apply import Draft
 from ppworker.domain.drop import add_counts
 from ppworker.domain.events import Event, JobMoved, LeaseRefused
-from ppworker.domain.job import ITEM_DELETED, Attempt, Outcome, Status, Transition, decide
+from ppworker.domain.job import (
+    ITEM_DELETED,
+    PREDECESSOR_FAILED,
+    Attempt,
+    Outcome,
+    Status,
+    Transition,
+    decide,
+)
 from ppworker.domain.post_processor import PostProcessor, input_revision
 from ppworker.errors import StoreRefused
 from ppworker.pipeline import patience
@@ -363,8 +371,8 @@ def stopped_events(rows: Sequence[jobs.Stopped]) -> list[Event]:
             lease_token=row.lease_token,
             source=Status.PENDING,
             to=Status.FAILED,
-            cause="predecessor_failed",
-            reason="predecessor_failed",
+            cause=PREDECESSOR_FAILED,
+            reason=PREDECESSOR_FAILED,
         )
         for row in rows
     ]
