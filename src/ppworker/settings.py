@@ -28,6 +28,21 @@ class Settings(BaseSettings):
         default=Path(".ppworker"),
         description="Folder of stored files and of the embedded servers' data.",
     )
+    inbox_dir: Path | None = Field(
+        default=None,
+        description="Folder below which messages may name files. Unset: they may name none.",
+    )
+    api_host: str = Field(
+        default="127.0.0.1", description="Address that `ppworker api` and `ppworker up` listen on."
+    )
+    api_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8765, description="Port of the HTTP API; 0 takes any free one."
+    )
+    worker_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        default=None,
+        description="Port of `ppworker worker` for health and metrics, on the API's address; "
+        "0 takes any free one. Unset: none.",
+    )
     processes: Annotated[int, Field(ge=1, le=64)] = Field(
         default=2, description="Worker processes that `ppworker worker` starts."
     )
@@ -66,6 +81,15 @@ class Settings(BaseSettings):
     )
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
         default=2 * 1024**3, description="Most bytes of one uploaded file."
+    )
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=64 * 1024 * 1024,
+        description="Most bytes of a request's JSON body; files have their own limit.",
+    )
+    operation_wait_s: Annotated[float, Field(ge=0, le=300)] = Field(
+        default=20.0,
+        description="Seconds a request waits for the operation it began before it answers "
+        "with the operation instead.",
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     log_format: str = Field(

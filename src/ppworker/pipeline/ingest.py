@@ -165,7 +165,7 @@ def _first_time(
         return None
     if known.request_sha256 != digest:
         raise Conflict(f"key '{key}' was used for another upload; choose a new key", field="key")
-    return Taken(item_ids=list(known.item_ids), jobs=0, repeated=True)
+    return Taken(item_ids=list(known.ids), jobs=0, repeated=True)
 
 
 def _receive(deps: Deps, temporary: ExitStack, split: Split, upload: Upload) -> _Received:

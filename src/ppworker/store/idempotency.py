@@ -14,11 +14,12 @@ from ppworker.store.tables import idempotency_keys
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownKey:
     request_sha256: str
-    item_ids: Sequence[UUID]
+    ids: Sequence[UUID]
+    """The items, the operation or the job that the first request made or moved."""
 
 
 def claim_key(
-    tx: Tx, user_id: UUID, key: str, request_sha256: str, item_ids: Sequence[UUID]
+    tx: Tx, user_id: UUID, key: str, request_sha256: str, ids: Sequence[UUID]
 ) -> KnownKey | None:
     """Take the key for this request; what it stands for already if somebody was first.
 
@@ -26,15 +27,15 @@ def claim_key(
     """
     taken = tx.execute(
         insert(idempotency_keys)
-        .values(user_id=user_id, key=key, request_sha256=request_sha256, item_ids=list(item_ids))
+        .values(user_id=user_id, key=key, request_sha256=request_sha256, ids=list(ids))
         .on_conflict_do_nothing()
         .returning(idempotency_keys.c.key)
     )
     if taken.first() is not None:
         return None
     row = tx.execute(
-        sa.select(idempotency_keys.c.request_sha256, idempotency_keys.c.item_ids).where(
+        sa.select(idempotency_keys.c.request_sha256, idempotency_keys.c.ids).where(
             idempotency_keys.c.user_id == user_id, idempotency_keys.c.key == key
         )
     ).one()
-    return KnownKey(request_sha256=row.request_sha256, item_ids=row.item_ids)
+    return KnownKey(request_sha256=row.request_sha256, ids=row.ids)

@@ -50,6 +50,21 @@ users = Table(
     *_times(),
 )
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    _id(),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("key_prefix", Text, nullable=False),  # the first characters, for people to tell keys
+    Column("key_sha256", Text, nullable=False, unique=True),  # the key itself is never stored
+    Column("scopes", ARRAY(Text), nullable=False, server_default="{}"),  # none: everything
+    Column("expires_at", Time),
+    Column("disabled", Boolean, nullable=False, server_default=sa.text("false")),
+    Column("last_used_at", Time),
+    *_times(),
+)
+
 datasets = Table(
     "datasets",
     metadata,
@@ -128,6 +143,16 @@ blobs = Table(
     CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
 )
 
+blob_owners = Table(
+    "blob_owners",
+    metadata,
+    # Who stored a file by itself; a message may name only a blob of its user.
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("sha256", Text, ForeignKey("blobs.sha256"), nullable=False),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    sa.PrimaryKeyConstraint("user_id", "sha256"),
+)
+
 dataset_items = Table(
     "dataset_items",
     metadata,
@@ -152,6 +177,13 @@ dataset_items = Table(
     CheckConstraint("(text IS NULL) = (text_sha256 IS NULL)", name="text_has_hash"),
     CheckConstraint("(content_sha256 IS NULL) = (size_bytes IS NULL)", name="file_has_size"),
     Index("dataset_items_dataset", "dataset_id", "created_at", "id"),
+    # Who has a file: for messages that name one by its hash.
+    Index(
+        "dataset_items_content",
+        "content_sha256",
+        "user_id",
+        postgresql_where=sa.text("content_sha256 IS NOT NULL"),
+    ),
 )
 
 item_splits = Table(
@@ -185,6 +217,7 @@ annotations = Table(
     Column("source", Text, nullable=False),
     Column("post_processor_id", Uuid),
     Column("job_id", Uuid),  # no foreign key: jobs are pruned, annotations stay
+    Column("inference_id", Uuid),  # likewise
     Column("model_version", Text, nullable=False, server_default=""),
     Column("review", Text, nullable=False, server_default="suggested"),
     Column("fingerprint", Text),  # of the model's own prediction; None for a person's
@@ -200,8 +233,15 @@ annotations = Table(
     # What a person rejects leaves a tombstone, so that it neither counts nor returns.
     CheckConstraint("review <> 'rejected' OR deleted_at IS NOT NULL", name="rejected_is_deleted"),
     CheckConstraint("score BETWEEN 0 AND 1", name="score_in_range"),
-    CheckConstraint("(source = 'human') = (post_processor_id IS NULL)", name="model_has_author"),
-    CheckConstraint("(post_processor_id IS NULL) = (fingerprint IS NULL)", name="has_fingerprint"),
+    CheckConstraint(
+        "(source = 'model') = (post_processor_id IS NOT NULL)", name="model_has_author"
+    ),
+    CheckConstraint(
+        "(source = 'inference') = (inference_id IS NOT NULL)", name="inference_has_origin"
+    ),
+    CheckConstraint(
+        "(source IN ('model','inference')) = (fingerprint IS NOT NULL)", name="has_fingerprint"
+    ),
     # Serves look-ups by item and makes a doubled model output impossible; persons' rows have no
     # fingerprint and so never collide.
     Index(
@@ -211,6 +251,15 @@ annotations = Table(
         "post_processor_id",
         "fingerprint",
         unique=True,
+    ),
+    # The same for predictions made elsewhere, whoever sent them.
+    Index(
+        "annotations_inference_output",
+        "item_id",
+        "version_id",
+        "fingerprint",
+        unique=True,
+        postgresql_where=sa.text("source = 'inference'"),
     ),
 )
 
@@ -419,9 +468,83 @@ idempotency_keys = Table(
     Column("user_id", Uuid, nullable=False),
     Column("key", Text, nullable=False),
     Column("request_sha256", Text, nullable=False),
-    Column("item_ids", ARRAY(Uuid), nullable=False),
+    Column("ids", ARRAY(Uuid), nullable=False),  # the items, the job or the operation it stands for
     Column("created_at", Time, nullable=False, server_default=NOW),
     sa.PrimaryKeyConstraint("user_id", "key"),
+)
+
+inferences = Table(
+    "inferences",
+    metadata,
+    # A prediction made elsewhere, and the item it became.
+    _id(),
+    Column("dataset_id", Uuid, ForeignKey("datasets.id"), nullable=False),
+    Column("user_id", Uuid, nullable=False),
+    Column("external_id", Text, nullable=False),  # its id where it was made, else a content hash
+    Column("item_id", Uuid, ForeignKey("dataset_items.id"), nullable=False, index=True),
+    Column("raw", JSONB, nullable=False),  # as it was given
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    UniqueConstraint("dataset_id", "external_id"),
+)
+
+operations = Table(
+    "operations",
+    metadata,
+    # Long work that is not a model run: leased and fenced like jobs, in resumable steps.
+    _id(),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("dataset_id", Uuid, ForeignKey("datasets.id")),
+    Column("kind", Text, nullable=False),
+    Column("arguments", JSONB, nullable=False),
+    Column("status", Text, nullable=False, server_default="pending"),
+    Column("run_at", Time, nullable=False, server_default=NOW),
+    Column("cursor", BigInteger, nullable=False, server_default="0"),  # where the next step begins
+    Column("total", BigInteger),  # units of work, None while unknown
+    Column("done", BigInteger, nullable=False, server_default="0"),
+    Column("counts", JSONB, nullable=False, server_default="{}"),  # what was done, by word
+    Column("attempts", SmallInteger, nullable=False, server_default="0"),  # without progress
+    Column("max_attempts", SmallInteger, nullable=False, server_default="5"),
+    Column("lease_token", BigInteger, nullable=False, server_default="0"),
+    Column("lease_owner", Uuid),
+    Column("lease_expires_at", Time),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("error", Text, nullable=False, server_default=""),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    Column("started_at", Time),
+    Column("completed_at", Time),
+    CheckConstraint("status IN ('pending','processing','completed','failed')", name="known_status"),
+    CheckConstraint("(status = 'processing') = (lease_owner IS NOT NULL)", name="lease_matches"),
+    CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_has_expiry"),
+    CheckConstraint(
+        "(status IN ('completed','failed')) = (completed_at IS NOT NULL)", name="end_matches"
+    ),
+    Index("operations_user", "user_id", "id"),
+    Index(
+        "operations_live",
+        "run_at",
+        "id",
+        postgresql_where=sa.text("status IN ('pending','processing')"),
+    ),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    # Messages that cannot be followed, kept until somebody mends and replays them.
+    _id(),
+    Column("message_id", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("user_id", Uuid),  # whose message it is, where that could be told
+    Column("key", Text, nullable=False, server_default=""),
+    Column("field", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("body", Text, nullable=False),  # JSON of the arguments, secrets taken out
+    Column("body_sha256", Text, nullable=False),
+    Column("is_cut", Boolean, nullable=False, server_default=sa.text("false")),
+    Column("created_at", Time, nullable=False, server_default=NOW),
+    Column("replayed_at", Time),
+    # A redelivered message is the same dead letter.
+    UniqueConstraint("message_id", "body_sha256"),
 )
 
 workers = Table(
@@ -432,6 +555,7 @@ workers = Table(
     Column("pid", Integer, nullable=False),
     Column("version", Text, nullable=False),
     Column("slots", Integer, nullable=False),
+    Column("draining", Boolean, nullable=False, server_default=sa.text("false")),
     Column("started_at", Time, nullable=False, server_default=NOW),
     Column("seen_at", Time, nullable=False, server_default=NOW),
 )
