@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 p
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test unit properties test-system check lint format bench docs requirements clean
+.PHONY: help install demo test unit properties outage test-system check lint format bench docs requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,7 +60,10 @@ unit: install ## Run the unit tests: no server, a few seconds
 properties: install ## Run the property tests of the pure rules with many examples
 	PPWORKER_TEST_PROFILE=thorough $(BIN)/python -m pytest tests/unit -n $(JOBS) -m hypothesis $(ARGS)
 
-test-system: install ## Run the tests that need Debian's packages redis-server and postgresql
+outage: install ## Take PostgreSQL away for two minutes under a thousand upload messages
+	PPWORKER_TEST_OUTAGE_S=120 $(BIN)/python -m pytest tests/acceptance/test_messages.py -k postgresql_away -s $(ARGS)
+
+test-system: install ## Run the tests that need Debian's packages redis-server, postgresql and prometheus
 	.ci/debian-packages.sh
 	$(BIN)/python -m pytest tests -m system $(ARGS)
 

@@ -63,4 +63,5 @@ datasets create smoke
 processors create smoke kind --runner magika
 processors check smoke/kind
 status
+top --once
 STEPS

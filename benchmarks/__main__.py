@@ -8,10 +8,11 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import full_job, growth, idle
+from benchmarks import full_job, growth, idle, inferences
 from benchmarks.report import Report, Row
 from benchmarks.servers import Servers
 
@@ -23,8 +24,10 @@ LATENCY_MS = 10.0
 IDLE_PERCENT = 3.0
 RSS_MB = 100.0
 GROWTH_SHARE = 0.8
+BARE_SHARE = 0.2
+INFERENCES_MB = 100.0
 
-PARTS = ("job", "idle", "growth")
+PARTS = ("job", "idle", "growth", "inferences")
 
 
 def main() -> int:
@@ -46,6 +49,7 @@ def main() -> int:
                 "job": lambda: _job(servers, report, items, rounds),
                 "idle": lambda: _idle(servers, report, items),
                 "growth": lambda: _growth(servers, report, items),
+                "inferences": lambda: _inferences(servers, report, items * 5, rounds),
             }
             for name in asked.only.split(","):
                 parts[name]()
@@ -175,6 +179,43 @@ def _growth(servers: Servers, report: Report, items: int) -> None:
             share >= GROWTH_SHARE,
         )
     )
+
+
+def _inferences(servers: Servers, report: Report, total: int, rounds: int) -> None:
+    found: list[inferences.Found] = []
+    for number in range(rounds):
+        found.append(inferences.measure(servers, total))
+        report.faults += [f"inferences, round {number}: {f}" for f in found[-1].faults]
+        _say(f"inferences {number}: {found[-1].rate:,.0f}/s, bare {found[-1].bare_rate:,.0f}/s")
+    share = statistics.median(each.rate / each.bare_rate for each in found)
+    growth_mb = max(each.growth_mb for each in found)
+    report.raw["inferences"] = [asdict(each) for each in found]
+    report.rows += [
+        Row(
+            f"{total:,} inferences in one call",
+            f"{statistics.median(each.rate for each in found):,.0f}/s",
+            note=f"{found[0].predictions:,} annotations; one worker, checking included",
+        ),
+        Row(
+            "bare COPY and INSERT ... SELECT of the same rows",
+            f"{statistics.median(each.bare_rate for each in found):,.0f}/s",
+            note="one transaction, no stats, nothing checked",
+        ),
+        Row(
+            "inferences against the bare copy",
+            f"{share:.2f}",
+            f">= {BARE_SHARE:g}",
+            share >= BARE_SHARE,
+            "median of rounds",
+        ),
+        Row(
+            "growth of the worker's memory by them",
+            f"{growth_mb:.0f} MB",
+            f"< {INFERENCES_MB:g} MB",
+            growth_mb < INFERENCES_MB,
+            "peak",
+        ),
+    ]
 
 
 _STARTED = time.monotonic()

@@ -1,13 +1,15 @@
 # ruff: noqa: INP001  a program, not part of a package
 """Writes those parts of the documentation that say what the code says.
 
-They stand between ``<!-- generated: NAME -->`` and ``<!-- end -->``. Run it after a change of
-settings, commands, states or tables; a test fails while a page differs from the code.
+They stand between ``<!-- generated: NAME -->`` and ``<!-- end -->``, or are a whole file. Run it
+after a change of settings, commands, messages, states or tables; a test fails while a page differs
+from the code.
 
 Usage: python docs/generate.py [--check]
 """
 
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +17,29 @@ from typing import Any
 
 import sqlalchemy as sa
 import typer.main
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from sqlalchemy.dialects import postgresql
 
+from ppworker.api import annotations as api_annotations
+from ppworker.api import app as http
+from ppworker.api import blobs as api_blobs
+from ppworker.api import datasets as api_datasets
+from ppworker.api import inferences as api_inferences
+from ppworker.api import items as api_items
+from ppworker.api import jobs as api_jobs
+from ppworker.api import labels as api_labels
+from ppworker.api import operations as api_operations
+from ppworker.api import processor_fields
+from ppworker.api import splits as api_splits
+from ppworker.api import versions as api_versions
 from ppworker.cli import program
 from ppworker.domain.job import EDGES, LIVE, TERMINAL, Status
+from ppworker.metric_names import METRICS
 from ppworker.settings import Settings
 from ppworker.store import tables
 
 DOCS = Path(__file__).parent
+_ASYNCAPI = runpy.run_path(str(DOCS / "asyncapi.py"))
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _OPEN = re.compile(r"<!-- generated: ")
 
@@ -185,6 +201,24 @@ def table_reference() -> str:
     return "\n".join(lines).rstrip()
 
 
+def metrics_tables() -> str:
+    """Every metric, a table for each place its figures come from."""
+    heads = {
+        "process": "What the processes did",
+        "vitals": "What the processes are doing",
+        "database": "What is",
+    }
+    lines: list[str] = []
+    for source, head in heads.items():
+        rows = [
+            (f"`{about.name}`", about.kind, ", ".join(f"`{n}`" for n in about.labels), about.text)
+            for about in METRICS
+            if about.source == source
+        ]
+        lines += [f"## {head}", "", *_table(("metric", "kind", "labels", "meaning"), rows), ""]
+    return "\n".join(lines).rstrip()
+
+
 def _column_facts(column: sa.Column[Any]) -> str:
     facts = []
     if column.primary_key:
@@ -205,12 +239,74 @@ def _table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
     return lines
 
 
+def route_table() -> str:
+    """Every route of the HTTP API."""
+    rows = [
+        (each.method, f"`{each.path.removeprefix(http.PREFIX)}`", _sentence(each.summary))
+        for each in http.routes()
+    ]
+    return "\n".join(_table(("", "route", ""), rows))
+
+
+SHAPES: dict[str, type[BaseModel]] = {
+    "Dataset": api_datasets.DatasetAnswer,
+    "Version": api_versions.VersionAnswer,
+    "Split": api_splits.SplitAnswer,
+    "Label": api_labels.LabelAnswer,
+    "Label stat": api_labels.LabelStat,
+    "Item": api_items.ItemAnswer,
+    "Item's job status": api_items.JobStatus,
+    "Annotation": api_annotations.AnnotationAnswer,
+    "Post-processor": processor_fields.ProcessorAnswer,
+    "Job": api_jobs.JobDetailsAnswer,
+    "Inference": api_inferences.InferenceAnswer,
+    "Inference item": api_inferences.InferenceItemAnswer,
+    "Operation": api_operations.OperationAnswer,
+    "Stored file": api_blobs.BlobAnswer,
+}
+"""What answers are made of, by the name that people call it."""
+
+
+def shape_tables() -> str:
+    """Every field of every answer with its type."""
+    names = {kind.__name__: name for name, kind in SHAPES.items()}
+    lines: list[str] = []
+    for name, kind in SHAPES.items():
+        schema = kind.model_json_schema(mode="serialization")
+        rows = [(f"`{f}`", _json_type(about, names)) for f, about in schema["properties"].items()]
+        lines += [f"### {name}", "", *_table(("field", "type"), rows), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _json_type(about: dict[str, Any], names: dict[str, str]) -> str:
+    if "$ref" in about:
+        found = about["$ref"].rpartition("/")[2]
+        return names.get(found, found).lower()
+    if "anyOf" in about:
+        return " or ".join(_json_type(each, names) for each in about["anyOf"])
+    if "enum" in about:
+        return ", ".join(f"`{each}`" for each in about["enum"])
+    if about.get("type") == "array":
+        return f"list of {_json_type(about['items'], names)}"
+    if about.get("format") == "date-time":
+        return "time"
+    return str(about.get("type", "any"))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": command_reference,
     "job-states": state_diagram,
+    "messages": _ASYNCAPI["tables"],
+    "metrics": metrics_tables,
+    "routes": route_table,
     "settings": settings_table,
+    "shapes": shape_tables,
     "tables": table_reference,
 }
+
+
+FILES: dict[str, Callable[[], str]] = {_ASYNCAPI["PATH"]: _ASYNCAPI["text"]}
+"""Files that are generated as a whole."""
 
 
 def rewritten(text: str) -> str:
@@ -234,10 +330,11 @@ def rewritten(text: str) -> str:
 def main() -> int:
     """Write what differs; with ``--check`` only say so. Returns the exit code."""
     code = 0
-    for page in sorted(DOCS.rglob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        new = rewritten(text)
-        if new == text:
+    wanted = {
+        page: rewritten(page.read_text(encoding="utf-8")) for page in sorted(DOCS.rglob("*.md"))
+    } | {DOCS / path: write() for path, write in FILES.items()}
+    for page, new in wanted.items():
+        if page.exists() and page.read_text(encoding="utf-8") == new:
             continue
         if "--check" in sys.argv[1:]:
             sys.stdout.write(f"{page}: differs from the code; run `make docs`\n")

@@ -69,7 +69,7 @@ def run(folder: Path, seed: int) -> list[Check]:
     demo_results.title("2  Servers and workers start")
     with Operator(folder) as operator:
         demo_results.say(f"ready after {operator.ready_after_s:.1f} s")
-        demo_results.title("3  A dataset with five post-processors")
+        demo_results.title("3  A dataset with six post-processors")
         _configure(operator, model)
         with Look(folder, DATASET) as look:
             demo_results.title("4  The files become items, the models work on them")
@@ -102,12 +102,14 @@ def run(folder: Path, seed: int) -> list[Check]:
 def _configure(operator: Operator, model: Path) -> None:
     mapping = [f"--map={theirs}={ours}" for theirs, ours in ADDRESS_LABELS.items()]
     mapping.append(f"--prefix={ADDRESS_PREFIX}")
-    types = [f"--file-type={extension}" for extension in ("txt", "png", "jpg", "tiff", "pdf")]
+    extensions = ("txt", "doc", "docx", "png", "jpg", "tiff", "pdf")
+    types = [f"--file-type={extension}" for extension in extensions]
     operator.run("datasets", "create", DATASET)
     for name, *options in (
         ("file kinds", "--runner=magika"),
         ("page text", "--runner=rapidocr", "--target=text"),
         ("text boxes", "--runner=rapidocr-boxes", "--threshold=0.8"),
+        ("speech", "--runner=pocketsphinx", "--target=both"),
         # Order 1: it reads what "page text" (order 0) wrote, and the letters as they came.
         ("addresses", "--runner=usaddress", "--order=1", *types, *mapping),
     ):

@@ -1,24 +1,31 @@
-"""Makes the demo's input from a seed: printed pages, letters, source and data files, broken files.
+"""Makes the demo's input from a seed: pages, letters, speech, source and data files, broken files.
 
-Pages and letters are composed, so what the models should find in them is known. Source and data
-files are real: they are copied from the standard library and the installed packages.
+Pages and letters are composed, so what the models should find in them is known; so is what is said
+in the recordings. Source and data files are real: they are copied from the standard library and
+the installed packages.
 """
 
 import hashlib
+import io
 import json
 import os
 import random
 import shutil
 import sysconfig
 import textwrap
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import docx
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 
-Kind = Literal["page", "letter", "source", "broken", "later"]
+import demo_pdf
+import demo_speech
+
+Kind = Literal["page", "letter", "speech", "source", "broken", "later"]
 """``later``: a letter that is kept for the end of the demo."""
 
 STREETS = (
@@ -53,6 +60,7 @@ _WORD_GAP = 32
 """Wider than the font's own blank, which text recognisers overlook now and then."""
 _WORDS_PER_LINE = 4
 _DPI = 150
+_NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +90,7 @@ class Made:
     path: Path
     kind: Kind
     lines: tuple[str, ...] = ()
-    """What is printed on it, page after page."""
+    """What is printed on it, page after page, or said in it."""
     addresses: tuple[Address, ...] = ()
 
 
@@ -96,6 +104,8 @@ def make(folder: Path, *, seed: int) -> list[Made]:
     made = [
         *_pages(_subfolder(folder, "pages"), rng),
         *_letters(_subfolder(folder, "letters"), rng, "letter", count=14),
+        *_documents(_subfolder(folder, "documents"), rng),
+        *_speech(_subfolder(folder, "speech")),
         *_sources(_subfolder(folder, "sources"), rng),
         *_tables(_subfolder(folder, "tables"), rng),
         *_broken(_subfolder(folder, "broken"), rng),
@@ -155,6 +165,12 @@ def _pages(folder: Path, rng: random.Random) -> Iterator[Made]:
             save_document([render(lines) for lines in texts], path, turned=number == 1)
             lines = tuple(line for page in texts for line in page)
             yield Made(path=path, kind="page", lines=lines, addresses=addresses)
+    addresses = tuple(random_address(rng) for _ in range(2))
+    texts = [random_lines(rng, address) for address in addresses]
+    path = folder / "page-with-letters.pdf"
+    path.write_bytes(demo_pdf.typeset(texts, page=_PAGE, dpi=_DPI))
+    lines = tuple(line for page in texts for line in page)
+    yield Made(path=path, kind="page", lines=lines, addresses=addresses)
 
 
 def save_document(images: Sequence[Image.Image], path: Path, *, turned: bool) -> None:
@@ -181,6 +197,37 @@ def _letters(folder: Path, rng: random.Random, kind: Kind, *, count: int) -> Ite
         path = folder / f"{kind}-{number:02}.txt"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         yield Made(path=path, kind=kind, lines=lines, addresses=(receiver, sender))
+
+
+def _documents(folder: Path, rng: random.Random) -> Iterator[Made]:
+    """Letters once more, written with a word processor."""
+    for number in range(1, 4):
+        address = random_address(rng)
+        lines = random_lines(rng, address, lines=5)
+        document = docx.Document()
+        for line in lines:
+            document.add_paragraph(line)
+        written = io.BytesIO()
+        document.save(written)
+        path = folder / f"letter-{number}.docx"
+        path.write_bytes(without_dates(written.getvalue()))
+        yield Made(path=path, kind="letter", lines=lines, addresses=(address,))
+
+
+def without_dates(archive: bytes) -> bytes:
+    """The same ZIP archive whenever it was written, so that a seed makes the same bytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(zipfile.ZipInfo(name, _NO_DATE), old.read(name), zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+def _speech(folder: Path) -> Iterator[Made]:
+    """Real recordings of real people, an MP3 among them."""
+    for name, said in demo_speech.transcripts().items():
+        path = Path(shutil.copy(demo_speech.SPEECH / name, folder))
+        yield Made(path=path, kind="speech", lines=(said,))
 
 
 def _sources(folder: Path, rng: random.Random) -> Iterator[Made]:
@@ -227,7 +274,7 @@ def _tables(folder: Path, rng: random.Random) -> Iterator[Made]:
 
 
 def _broken(folder: Path, rng: random.Random) -> Iterator[Made]:
-    """An image whose second half never arrived, and a file without content."""
+    """An image and a sound whose second half never arrived, a file without content, an old .doc."""
     whole = folder / "whole.png"
     render(random_lines(rng, random_address(rng))).save(whole)
     cut = folder / "cut-short.png"
@@ -235,6 +282,13 @@ def _broken(folder: Path, rng: random.Random) -> Iterator[Made]:
     cut.write_bytes(content[: len(content) // 2])
     whole.unlink()
     yield Made(path=cut, kind="broken")
+    sound = folder / "cut-short.mp3"
+    content = (demo_speech.SPEECH / "librivox-chapter.mp3").read_bytes()
+    sound.write_bytes(content[: len(content) // 2])
+    yield Made(path=sound, kind="broken")
+    old = folder / "old.doc"
+    old.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(4096))
+    yield Made(path=old, kind="broken")
     empty = folder / "empty.bin"
     empty.touch()
     yield Made(path=empty, kind="broken")

@@ -34,10 +34,11 @@ class Operator:
 
     def __enter__(self) -> Self:
         started = time.monotonic()
-        say(f"$ ppworker up --processes 2 --threads 1 --data-dir {self.folder}")
+        say(f"$ ppworker up --processes 2 --threads 1 --port 0 --data-dir {self.folder}")
         with (self.folder / "up.log").open("w", encoding="utf-8") as log:
             self._up = subprocess.Popen(  # noqa: S603  our own program
-                self._argv(["up", "--processes", "2", "--threads", "1", "--json"]),
+                # Any free port: another demo, or the user's own, may run beside this one.
+                self._argv(["up", "--processes", "2", "--threads", "1", "--port", "0", "--json"]),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from demo_data import Address, Made
+from demo_speech import wrong_words
 from ppworker import embedded, settings, wiring
 from ppworker.store import annotations, datasets, items, job_operations, labels, overview, stats
 
@@ -28,6 +29,8 @@ _EVERYTHING = 10_000
 _LOOK_S = 0.25
 _LINE_S = 3.0
 """Seconds between lines of progress where nobody watches a terminal."""
+_MOST_WRONG = 0.35
+"""Highest word error rate of the speech model, over all recordings."""
 _QUICK_S = 15.0
 """Longest that a second start may take, on a slow machine too."""
 
@@ -44,10 +47,12 @@ class Item:
     text: str
     width: int | None
     height: int | None
+    page_count: int | None
+    duration_s: float | None
     annotations: Sequence[Any]
 
     def said_by(self, post_processor: str) -> list[Any]:
-        """Annotations of one post-processor; spans in the order of the text."""
+        """Annotations of one post-processor; spans and segments in their order."""
         own = [each for each in self.annotations if each.post_processor == post_processor]
         return sorted(own, key=lambda each: (each.geometry or {}).get("start", 0))
 
@@ -114,6 +119,8 @@ class Look:
                     text=row.text or "",
                     width=row.width,
                     height=row.height,
+                    page_count=row.page_count,
+                    duration_s=row.duration_s,
                     annotations=annotations.list_annotations(tx, row.id),
                 )
                 for row in rows
@@ -255,7 +262,8 @@ def _row(jobs: Sequence[Any]) -> list[str]:
 def _show_examples(found: Sequence[Item]) -> None:
     """Print one annotation of each kind, and the text of its item."""
     examples = Table("what", "of", "example", title="examples", title_justify="left")
-    for kind, ending in (("class", ".py"), ("polygon", ".jpg"), ("span", ".pdf")):
+    kinds = (("class", ".py"), ("polygon", ".jpg"), ("span", ".docx"), ("segment", ".mp3"))
+    for kind, ending in kinds:
         for item in found:
             said = [each for each in item.annotations if each.kind == kind]
             if item.name.endswith(ending) and said:
@@ -290,6 +298,8 @@ def check_data(
         *_check_input(pairs),
         *_check_jobs(look.jobs(), pairs),
         *_check_pages([(m, item) for m, item in pairs if m.kind == "page"]),
+        _check_documents([(m, item) for m, item in pairs if m.path.suffix == ".docx"]),
+        *_check_speech([(m, item) for m, item in pairs if m.kind == "speech"]),
         *_check_addresses([(m, item) for m, item in pairs if m.addresses], address_labels),
         _check_quotes(list(found.values())),
         *_check_stats(look, split, [m for m, _ in pairs], address_labels),
@@ -327,6 +337,11 @@ def _check_jobs(jobs: Sequence[Any], pairs: Sequence[tuple[Made, Item]]) -> list
         ),
         Check("the empty file says that it is empty", "empty" in errors.get("empty.bin", "")),
         Check(
+            "the recording cut short says how much of it is there",
+            "cut short: 13.6 s of 27.2 s" in errors.get("cut-short.mp3", ""),
+        ),
+        Check("the old .doc says how to save it", "save it as .docx" in errors.get("old.doc", "")),
+        Check(
             "addresses were looked for after the text of their page was there",
             bool(chained) and all(j.started_at >= over_at[j.item_id] for j in chained),
             f"{len(chained)} pages",
@@ -348,7 +363,44 @@ def _check_pages(pairs: Sequence[tuple[Made, Item]]) -> list[Check]:
         Check("the text of every page is what was printed on it", *_all(read, pairs)),
         Check("every page has boxes of text, all inside the upright page", *_all(boxed, pairs)),
         Check("every page's kind of file is told right", *_all(known, pairs)),
+        *_check_page_counts(pairs),
     ]
+
+
+def _check_page_counts(pairs: Sequence[tuple[Made, Item]]) -> list[Check]:
+    several = [(m, item) for m, item in pairs if m.path.suffix in {".pdf", ".tiff"}]
+    counted = [m for m, item in several if item.page_count == len(m.addresses)]
+    read = [m for m, item in several if m.path.name == "page-with-letters.pdf" and item.text]
+    return [
+        Check("the pages of every PDF and TIFF were counted", *_all(counted, several)),
+        Check("a PDF of two pages with real letters is among those that were read", bool(read)),
+    ]
+
+
+def _check_documents(pairs: Sequence[tuple[Made, Item]]) -> Check:
+    read = [m for m, item in pairs if item.text == "\n".join(m.lines)]
+    return Check("the text of every Word document is what was written in it", *_all(read, pairs))
+
+
+def _check_speech(pairs: Sequence[tuple[Made, Item]]) -> list[Check]:
+    counts = [wrong_words(m.lines[0], item.text) for m, item in pairs]
+    said = sum(words for _, words in counts)
+    rate = sum(wrong for wrong, _ in counts) / said if said else 1.0
+    placed = [m for m, item in pairs if _in_order_inside(item)]
+    songs = [item for _, item in pairs if item.media_type == "audio/mpeg" and item.text]
+    return [
+        Check("speech became text, few of its words wrong", rate <= _MOST_WRONG,
+              f"word error rate {rate:.2f} of {said} words in {len(pairs)} recordings"),
+        Check("an MP3 is among the recordings", bool(songs)),
+        Check("segments of speech are in order, inside the duration", *_all(placed, pairs)),
+    ]  # fmt: skip
+
+
+def _in_order_inside(item: Item) -> bool:
+    places = [each.geometry for each in item.said_by("speech")]
+    times = [second for place in places for second in (place["start"], place["end"])]
+    inside = bool(times) and times[0] >= 0 and times[-1] <= (item.duration_s or 0)
+    return inside and times == sorted(times)
 
 
 def _all_inside(item: Item, boxes: Sequence[Any]) -> bool:

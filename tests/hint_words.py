@@ -36,7 +36,7 @@ class Clock:
         return self.now
 
 
-def nothing_more(_post_processor_id, _recruit):
+def nothing_more(_post_processor_id, _recruit, _woken_by):
     return False
 
 

@@ -3,9 +3,11 @@
 PpworkerError
 ├─ ConfigurationError            start-up cannot go on; the command exits 2
 ├─ RequestError                  the caller's doing; names the field and the remedy
+│  ├─ Unauthenticated · Forbidden
 │  ├─ NotFound
 │  ├─ Conflict
 │  └─ Invalid
+│     └─ Malformed · TooLarge
 ├─ RunnerError                   this attempt's doing; carries code, retryable, retry_after_s
 │  ├─ RunnerTimeout · RunnerOverloaded · RunnerUnavailable · RunnerCrashed     retryable
 │  └─ UnreadableInput · UnsupportedMedia · BadResponse                         not
@@ -35,7 +37,15 @@ class RequestError(PpworkerError):
         self.field = field
 
 
-class NotFound(RequestError):  # noqa: N818  names of the error tree read as outcomes, not as classes
+class Unauthenticated(RequestError):  # noqa: N818  names of the error tree read as outcomes
+    """Nobody knows who asks: the key is missing, unknown, disabled or expired."""
+
+
+class Forbidden(RequestError):  # noqa: N818
+    """The key is good, but not for this."""
+
+
+class NotFound(RequestError):  # noqa: N818
     """The thing does not exist, or belongs to somebody else."""
 
 
@@ -45,6 +55,14 @@ class Conflict(RequestError):  # noqa: N818
 
 class Invalid(RequestError):  # noqa: N818
     """The input breaks a rule."""
+
+
+class Malformed(Invalid):
+    """The request cannot be read at all."""
+
+
+class TooLarge(Invalid):
+    """The input is larger than a limit."""
 
 
 class RunnerError(PpworkerError):

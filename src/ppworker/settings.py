@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     api_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=8765, description="Port of the HTTP API; 0 takes any free one."
     )
+    api_threads: Annotated[int, Field(ge=2, le=64)] = Field(
+        default=8, description="Requests that the HTTP API works on side by side; others queue."
+    )
     worker_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None,
         description="Port of `ppworker worker` for health and metrics, on the API's address; "
@@ -74,7 +77,7 @@ class Settings(BaseSettings):
     )
     pool_size: Annotated[int, Field(ge=1, le=200)] | None = Field(
         default=None,
-        description="Database connections of one process at most; default threads + 4.",
+        description="Database connections of one process at most; default threads + 6.",
     )
     max_text_bytes: Annotated[int, Field(ge=1)] = Field(
         default=4 * 1024 * 1024, description="Most bytes of an item's text."
@@ -119,8 +122,9 @@ class Settings(BaseSettings):
 
     @property
     def connections(self) -> int:
-        """Database connections one process may hold: slots, heartbeat, sweeps, polling, refresh."""
-        return self.pool_size or self.threads + 4
+        """Database connections one process may hold: slots, heartbeat, sweeps, polling, refresh,
+        operations, commands."""
+        return self.pool_size or self.threads + 6
 
 
 def load(**overrides: object) -> Settings:

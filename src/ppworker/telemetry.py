@@ -8,7 +8,7 @@ import logging
 import re
 import select
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,7 +19,17 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from ppworker import __version__
-from ppworker.domain.events import Event, JobMoved, LabelsCreated, LeaseRefused, StatsRebuilt
+from ppworker.domain.events import (
+    CommandFollowed,
+    CommandRefused,
+    Event,
+    JobMoved,
+    LabelsCreated,
+    LeaseRefused,
+    OperationAdvanced,
+    OperationMoved,
+    StatsRebuilt,
+)
 from ppworker.settings import Settings
 
 REDACTED = "[redacted]"
@@ -28,7 +38,7 @@ _NOT_SECRET = frozenset({"lease_token"})
 _SECRET_VALUE = re.compile(
     r"(?i)(?<=://)[^/@\s]*:[^/@\s]*(?=@)"  # user:password in a URL
     r"|(?<=bearer )[\w.~+/=-]{8,}"
-    r"|\bsk-[\w-]{16,}"
+    r"|\b(?:sk-|ppw_)[\w-]{16,}"
     r"|(?<=password=)[^\s&'\"]+"
 )
 
@@ -37,13 +47,30 @@ _NAMES = {
     LeaseRefused: "job.lease_refused",
     LabelsCreated: "labels.created",
     StatsRebuilt: "stats.rebuilt",
+    OperationMoved: "operation.moved",
+    OperationAdvanced: "operation.advanced",
+    CommandFollowed: "command.followed",
+    CommandRefused: "command.refused",
 }
 _WARNINGS = frozenset({"rescued", "crashed"})
-_EDGE_NAMES = {"source": "from", "to": "to", "job_id": "job", "item_id": "item"}
+_EDGE_NAMES = {
+    "source": "from", "to": "to", "job_id": "job", "item_id": "item", "operation_id": "operation",
+}  # fmt: skip
+_LEVELS = {
+    LeaseRefused: "warning",
+    StatsRebuilt: "warning",
+    OperationAdvanced: "debug",
+    CommandRefused: "warning",
+}
+"""Levels of events that are not told at level info."""
 
 
 def configure(
-    settings: Settings, *, worker_id: UUID | None = None, out: TextIO | None = None
+    settings: Settings,
+    *,
+    worker_id: UUID | None = None,
+    out: TextIO | None = None,
+    lost: Callable[[int], None] | None = None,
 ) -> None:
     """Set up logging for this process: ours through structlog, libraries' through the same lines.
 
@@ -51,6 +78,7 @@ def configure(
         settings: level and format.
         worker_id: named in every line when this process is a worker.
         out: where lines go; standard error by default.
+        lost: told how many lines could not be written; must not raise.
     """
     stream = out or sys.stderr
     is_text = settings.log_format == "text" or (
@@ -76,7 +104,8 @@ def configure(
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    global _log, _json_lines  # noqa: PLW0603  one logger per process, bound once
+    global _log, _json_lines, _lost  # noqa: PLW0603  one logger per process, bound once
+    _lost = lost or _untold
     _log = structlog.get_logger().bind(**context)
     _json_lines = None if is_text else _JsonLines(stream, context, level)
     handler = _FromLibraries()
@@ -84,11 +113,18 @@ def configure(
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Their chatter about normal work is not ours to print.
-    for name in ("alembic", "PIL", "fakeredis", "asyncio"):
+    for name in ("alembic", "PIL", "fakeredis", "asyncio", "uvicorn"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 _log: Any = structlog.get_logger()
+
+
+def _untold(_lines: int) -> None:
+    """Nobody asked to be told of lost lines."""
+
+
+_lost: Callable[[int], None] = _untold
 
 
 def emit(events: Sequence[Event]) -> None:
@@ -98,19 +134,11 @@ def emit(events: Sequence[Event]) -> None:
             _json_lines.write(events)
             return
         for event in events:
-            level, name, values = _described(event)
-            getattr(_log, level)(name, **values)
+            if type(event) in _NAMES:
+                level, name, values = _described(event)
+                getattr(_log, level)(name, **values)
     except Exception:  # noqa: BLE001  logging must never decide what becomes of a job
-        _count_lost(len(events))
-
-
-lost_lines = 0
-"""Log lines that could not be written."""
-
-
-def _count_lost(lines: int) -> None:
-    global lost_lines  # noqa: PLW0603  a counter of the process
-    lost_lines += lines
+        _lost(len(events))
 
 
 def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
@@ -133,8 +161,7 @@ def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
         return _level(event), "job.moved", line
     values = {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
     named = {_EDGE_NAMES.get(name, name): value for name, value in values.items()}
-    level = "warning" if isinstance(event, LeaseRefused | StatsRebuilt) else "info"
-    return level, _NAMES[type(event)], named
+    return _LEVELS.get(type(event), "info"), _NAMES[type(event)], named
 
 
 class _JsonLines:
@@ -147,7 +174,7 @@ class _JsonLines:
     def __init__(self, stream: TextIO, context: Mapping[str, Any], level: int) -> None:
         self._out = structlog.WriteLoggerFactory(stream)()  # shares structlog's lock
         self._context = context
-        known = {"info": logging.INFO, "warning": logging.WARNING}
+        known = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
         self._levels = {name for name, number in known.items() if number >= level}
 
     def write(self, events: Sequence[Event]) -> None:
@@ -159,6 +186,8 @@ class _JsonLines:
             if isinstance(event, JobMoved):
                 level, name = _level(event), "job.moved"
                 values = _moved_json(event) if level in self._levels else ""
+            elif type(event) not in _NAMES:
+                continue  # for counters alone
             else:
                 level, name, described = _described(event)
                 values = _ENCODER.encode(redacted(described))[1:]
@@ -240,7 +269,9 @@ def redacted(value: Any, key: str = "") -> Any:
 
 def _may_hide_secret(value: str) -> bool:
     """A quick look that spares most strings the regular expression."""
-    return len(value) > 12 and ("@" in value or "=" in value or " " in value or "sk-" in value)  # noqa: PLR2004
+    return len(value) > 12 and (  # noqa: PLR2004
+        "@" in value or "=" in value or " " in value or "sk-" in value or "ppw_" in value
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -268,4 +299,4 @@ class _FromLibraries(logging.Handler):
                 extra["trace"] = logging.Formatter().formatException(record.exc_info)[-4000:]
             method(record.getMessage(), **extra)
         except Exception:  # noqa: BLE001  as in emit
-            _count_lost(1)
+            _lost(1)

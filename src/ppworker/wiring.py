@@ -1,37 +1,37 @@
-"""The only place that builds things: settings become collaborators, collaborators a process."""
+"""The only place that builds parts: settings become collaborators; ``process`` joins them."""
 
-import os
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Event
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from ppworker import __version__, telemetry
+from ppworker import telemetry
 from ppworker.domain.events import Event as Fact
-from ppworker.errors import ConfigurationError, StoreUnavailable
-from ppworker.pipeline import finish, refresh, rescue
+from ppworker.errors import ConfigurationError
+from ppworker.metrics import Metrics
+from ppworker.pipeline import processor_changes, refresh, rescue
 from ppworker.pipeline.deps import Deps
-from ppworker.runners.pool import RunnerPool
 from ppworker.settings import Settings
-from ppworker.store import jobs, schema, workers
+from ppworker.store import overview, workers
 from ppworker.store.blobs import BlobStore
 from ppworker.store.db import Database
-from ppworker.worker.actors import Handlers, declare_actors
 from ppworker.worker.broker import HintBroker, connect
-from ppworker.worker.heartbeat import Heartbeat
-from ppworker.worker.loop import Loop
-from ppworker.worker.parent import bind_to_parent
-from ppworker.worker.poller import Poll
-from ppworker.worker.process import run_worker
-from ppworker.worker.signals import Signals
-from ppworker.worker.sweeps import Sweep, Sweeper
+from ppworker.worker.sweeps import Sweep
+
+if TYPE_CHECKING:
+    from ppworker.worker.command_consumer import CommandConsumer
 
 _WORKER_UNSEEN_S = 300.0
 """Seconds after which a worker that is not seen leaves the register."""
 
 
 def open_database(
-    settings: Settings, *, name: str, connections: int | None = None, steady_plans: bool = False
+    settings: Settings,
+    *,
+    name: str,
+    connections: int | None = None,
+    steady_plans: bool = False,
+    metrics: Metrics | None = None,
 ) -> Database:
     """Connect lazily to the configured database.
 
@@ -42,12 +42,26 @@ def open_database(
         raise ConfigurationError(
             "PPWORKER_DATABASE_URL: not set, and this command does not start a server by itself"
         )
+    told: dict[str, Any] = {}
+    if metrics is not None:
+        told = {"failed": metrics.database_failed, "came_back": metrics.database_came_back}
     return Database(
         settings.database_url.get_secret_value(),
         connections=connections or settings.connections,
         name=name,
         steady_plans=steady_plans,
+        **told,
     )
+
+
+def telling(metrics: Metrics) -> Callable[[Sequence[Fact]], None]:
+    """What a process that is watched does with facts: log them, count them."""
+
+    def emit(events: Sequence[Fact]) -> None:
+        telemetry.emit(events)
+        metrics.observe(events)
+
+    return emit
 
 
 def build_deps(
@@ -81,6 +95,28 @@ def hint_broker(settings: Settings, **parts: object) -> HintBroker:
     return connect(url, poll_s=settings.poll_s, **parts)  # type: ignore[arg-type]  # passed through
 
 
+def command_consumer(deps: Deps, *, stopping: Event) -> "CommandConsumer | None":
+    """What takes commands in a worker; None without redis, where nobody can send any."""
+    # Here: a command of the command line that follows none need not load what following takes.
+    from ppworker.worker.command_consumer import CommandConsumer  # noqa: PLC0415
+    from ppworker.worker.command_link import CommandLink  # noqa: PLC0415
+    from ppworker.worker.commands import follow  # noqa: PLC0415
+
+    if deps.settings.redis_url is None:
+        return None
+
+    def probe() -> None:
+        with deps.db.look() as tx:
+            overview.read_clock(tx)
+
+    return CommandConsumer(
+        CommandLink.from_url(deps.settings.redis_url.get_secret_value()),
+        lambda taken: follow(deps, taken),
+        probe,
+        stopping=stopping,
+    )
+
+
 def sweeps(deps: Deps) -> list[Sweep]:
     """Every periodic repair there is."""
     period = deps.settings.sweep_s
@@ -93,100 +129,10 @@ def sweeps(deps: Deps) -> list[Sweep]:
         Sweep(name="rescue", run=lambda: rescue.rescue(deps), every_s=period),
         Sweep(name="fold", run=lambda: refresh.fold(deps), every_s=period),
         Sweep(name="ready", run=lambda: rescue.repair_ready(deps), every_s=period * 6),
+        Sweep(
+            name="deleted",
+            run=lambda: processor_changes.end_jobs_of_deleted(deps),
+            every_s=period * 12,
+        ),
         Sweep(name="workers", run=prune_workers, every_s=period * 12),
     ]
-
-
-def run_worker_process(settings: Settings, signals: Signals) -> bool:
-    """Be one worker process until a signal; whether it ended as it should.
-
-    Args:
-        settings: with the database's URL.
-        signals: entered by the caller, who leaves the process inside it.
-
-    Raises:
-        ConfigurationError: schema or settings do not fit.
-        StoreUnavailable: PostgreSQL cannot be reached at the start.
-    """
-    worker_id = uuid4()
-    telemetry.configure(settings, worker_id=worker_id)
-    bind_to_parent()
-    db = open_database(settings, name="ppworker worker", steady_plans=True)
-    schema.check(db)
-    broker = hint_broker(settings, ask=lambda: _poll(db), stopping=Event())
-    deps = build_deps(settings, db, broker=broker, worker_id=worker_id)
-    register = _register(deps)
-    register()
-    heartbeat = Heartbeat(lambda held: _extend(deps, held), register, lease_s=settings.lease_s)
-    models = RunnerPool()
-    loop = Loop(
-        deps, models, heartbeat, refresh=broker.refresh_label_stats, stopping=broker.stopping
-    )
-    idle = Sweep(name="models", run=lambda: models.close_idle(settings.idle_unload_s), every_s=30)
-    sweeper = Sweeper([*sweeps(deps), idle])
-    declare_actors(broker, Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)))
-    heartbeat.start()
-    sweeper.start()
-    in_time = run_worker(broker, signals, threads=settings.threads, grace_s=settings.grace_s)
-    _release(deps, heartbeat)  # first: what follows may need longer than the supervisor waits
-    sweeper.stop()
-    heartbeat.stop()
-    models.close()
-    _forget(deps)
-    broker.close()
-    db.close()
-    return in_time
-
-
-def _poll(db: Database) -> Poll:
-    with db.look() as tx:
-        due, next_due_s = jobs.find_due(tx)
-    return Poll(due=due, next_due_s=next_due_s)
-
-
-def _extend(deps: Deps, held: Mapping[UUID, int]) -> set[UUID]:
-    with deps.db.begin() as tx:
-        return jobs.extend_leases(tx, held, lease_s=deps.settings.lease_s)
-
-
-def _fold(deps: Deps) -> None:
-    refresh.fold(deps)
-
-
-def _register(deps: Deps) -> Callable[[], None]:
-    def seen() -> None:
-        with deps.db.begin() as tx:
-            if not workers.mark_seen(tx, deps.worker_id):
-                workers.register(
-                    tx,
-                    deps.worker_id,
-                    host=socket.gethostname(),
-                    pid=os.getpid(),
-                    version=__version__,
-                    slots=deps.settings.threads,
-                )
-
-    return seen
-
-
-def _release(deps: Deps, heartbeat: Heartbeat) -> None:
-    """Give back what a slot still holds after the grace; what cannot be told will be rescued."""
-    held = heartbeat.held()
-    if not held:
-        return
-    try:
-        with deps.db.begin() as tx:
-            names = jobs.names_of(tx, {processor_id for processor_id, _, _ in held.values()})
-        finish.release(
-            deps, names, {id_: (item_id, token) for id_, (_, item_id, token) in held.items()}
-        )
-    except StoreUnavailable as error:
-        telemetry.warn("worker.release_failed", jobs=len(held), error=str(error))
-
-
-def _forget(deps: Deps) -> None:
-    try:
-        with deps.db.begin() as tx:
-            workers.forget(tx, deps.worker_id)
-    except StoreUnavailable as error:
-        telemetry.warn("worker.not_forgotten", error=str(error))

@@ -112,9 +112,10 @@ def dataset(home):
 
 def test_the_ready_line_says_where_everything_is(home):
     assert home.ready["event"] == "ready"
-    assert home.ready["key"] is None
+    assert home.ready["key"].startswith("ppw_")
+    assert run(home.data_dir, "health", "ready", "--url", home.ready["address"]).returncode == 0
     assert home.ready["data_dir"] == str(home.data_dir)
-    with psycopg.connect(home.ready["address"]) as connection:
+    with psycopg.connect(home.ready["database"]) as connection:
         assert connection.execute("SELECT pid FROM workers").fetchall()
 
 
@@ -162,7 +163,7 @@ def test_a_drift_is_found_and_set_right(cli, home, dataset):
     cli("items", "add", "--text", ADDRESS, "--split", f"{dataset}/valid")
     cli("jobs", "wait", "--dataset", dataset, "--timeout", "60")
     cli("sweep")
-    with psycopg.connect(home.ready["address"]) as connection:
+    with psycopg.connect(home.ready["database"]) as connection:
         connection.execute(
             "UPDATE label_stats SET item_count = item_count + 1 WHERE bucket = 'total' AND "
             "split_id = (SELECT s.id FROM dataset_splits s JOIN dataset_versions v "
@@ -325,9 +326,9 @@ def test_a_malformed_setting_is_named_without_its_value(tmp_path):
 
 def test_a_configured_database_is_migrated_only_when_asked(home, tmp_path):
     name = f"cli_{uuid4().hex[:8]}"
-    with psycopg.connect(home.ready["address"], autocommit=True) as connection:
+    with psycopg.connect(home.ready["database"], autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    url = home.ready["address"].replace("/ppworker?", f"/{name}?")
+    url = home.ready["database"].replace("/ppworker?", f"/{name}?")
 
     def ask(*arguments):
         return run(tmp_path / "data", *arguments, PPWORKER_DATABASE_URL=url)
@@ -356,7 +357,7 @@ def test_a_command_alone_starts_and_stops_the_servers_and_up_heals_them(tmp_path
 
         def answers():
             try:
-                with psycopg.connect(up.ready["address"]) as connection:
+                with psycopg.connect(up.ready["database"]) as connection:
                     return connection.execute("SELECT name FROM datasets").fetchone() == ("d",)
             except psycopg.OperationalError:
                 return False
@@ -401,3 +402,49 @@ def test_a_reader_that_leaves_is_no_error(home):
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=60) == 1
+
+
+class TestInferences:
+    def test_a_file_is_added_shown_and_added_again(self, cli, dataset, tmp_path):
+        path = tmp_path / "given.jsonl"
+        path.write_text(
+            '{"id": "a", "name": "some words", "prediction": "praise", "confidence": 0.5}\n'
+            f'{{"id": "b", "dataset_item_id": "{uuid4()}", "prediction": "praise"}}\n'
+        )
+        added = cli("inferences", "add", path, "--split", f"{dataset}/test", "--key", "once")
+        assert (added["status"], added["done"], added["repeated"]) == ("completed", 2, False)
+        assert added["counts"] == {
+            "items_created": 1,
+            "predictions": 1,
+            "annotations_added": 1,
+            "jobs_planned": 1,
+            "skipped_unknown_item": 1,
+        }
+        assert cli("operations", "show", added["id"])["counts"] == added["counts"]
+        assert added["id"] in [each["id"] for each in cli("operations", "list")]
+        known = cli("inferences", "add", path, "--split", f"{dataset}/test", "--key", "once")
+        assert (known["id"], known["repeated"]) == (added["id"], True)
+        left = cli(
+            "inferences", "add", path, "--split", f"{dataset}/test", "--no-keep-annotations",
+            "--no-wait",
+        )  # fmt: skip
+        ended = eventually(
+            lambda: (o := cli("operations", "show", left["id"]))["completed_at"] and o
+        )
+        assert ended["counts"]["repeated"] == 1, "a worker has done it"
+
+    def test_mistakes_are_one_line_each_and_exit_2(self, home, dataset, tmp_path):
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text('{"name": "x"}\n{"name": "y", "inference_items": [{"confidence": "1"}]}\n')
+        for arguments, words in (
+            ((bad, "--split", f"{dataset}/train"), "line 2 inference_items[0].confidence: must be"),
+            ((tmp_path / "none", "--split", f"{dataset}/train"), "FILE: '"),
+            ((bad, "--split", f"{dataset}/none"), "split: no split"),
+            ((bad, "--split", f"{dataset}/train", "--key", ""), "--key: has 1 to 200 characters"),
+        ):
+            done = run(home.data_dir, "inferences", "add", *arguments)
+            assert done.returncode == 2
+            assert words in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+        missing = run(home.data_dir, "operations", "retry", uuid4())
+        assert (missing.returncode, missing.stdout) == (2, "")

@@ -16,8 +16,10 @@ import demo_data
 import demo_operator
 import demo_results
 from demo_results import Check
+from ppworker.domain.post_processor import TEXT_DOCUMENTS
 from ppworker.embedded import acquire
 from ppworker.pipeline import media
+from ppworker.runners.inspector import Inspection
 
 DEMO = Path(demo_data.__file__).with_name("demo.py")
 START_S, STOP_S = 120, 90
@@ -32,11 +34,13 @@ def test_the_input_is_as_varied_as_the_main_job_asks(made):
     now = [each for each in made if each.kind != "later"]
     kinds = Counter(each.kind for each in now)
     assert demo_data.distinct(now) == len(now) >= 60
-    assert min(kinds["page"], kinds["letter"], kinds["source"]) >= 10
-    facts = [media.inspect(each.path, each.path.name) for each in now]
+    assert min(kinds["page"], kinds["letter"], kinds["speech"], kinds["source"]) >= 10
+    with Inspection(max_text_bytes=100_000) as inspection:
+        facts = [media.inspect(each.path, each.path.name, inspection) for each in now]
     types = {each.media_type for each in facts}
     assert types >= {"image/png", "image/jpeg", "image/tiff", "application/pdf", "text/plain",
-                     "text/x-python", "application/json", "text/csv"}  # fmt: skip
+                     "text/x-python", "application/json", "text/csv", "audio/wav", "audio/mpeg",
+                     TEXT_DOCUMENTS[0]}  # fmt: skip
     assert all((each.page_count or 0) >= 2 for each in facts if each.media_type.endswith("/pdf"))
 
 
@@ -55,6 +59,13 @@ def test_a_turned_photograph_is_upright_for_who_reads_its_note(tmp_path):
         upright = ImageOps.exif_transpose(stored).convert("RGB")
     difference = ImageChops.difference(upright, page).convert("L")
     assert difference.point(lambda value: 255 * (value > 64)).getbbox() is None
+
+
+def test_a_pdf_with_real_letters_has_no_pictures(made):
+    (path,) = (each.path for each in made if each.path.name == "page-with-letters.pdf")
+    content = path.read_bytes()
+    assert content.count(b"/Type /Page ") == 2
+    assert b"/Image" not in content
 
 
 def test_a_check_that_does_not_hold_is_named_and_fails_the_demo(capsys):

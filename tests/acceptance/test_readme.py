@@ -15,6 +15,7 @@ PAGES = (
     "docs/how-to/backfill.md",
     "docs/how-to/stop-and-drain-workers.md",
     "docs/how-to/add-a-runner.md",
+    "docs/how-to/add-inferences.md",
 )
 
 
@@ -54,6 +55,8 @@ def test_the_commands_of_the_tutorial_and_the_how_tos_work_as_they_stand(tmp_pat
     make_folder(tmp_path / "my-folder")
     (source,) = blocks("docs/how-to/add-a-runner.md", "python")
     (tmp_path / "my_models.py").write_text(source)
+    (lines,) = blocks("docs/how-to/add-inferences.md", "json")
+    (tmp_path / "calls.jsonl").write_text(lines)
     said: dict[str, str] = {}
     with Reader(tmp_path, PYTHONPATH=str(tmp_path)) as reader:
         for page in PAGES:
@@ -72,3 +75,5 @@ def test_the_commands_of_the_tutorial_and_the_how_tos_work_as_they_stand(tmp_pat
     }
     assert "address ZipCode" in annotated
     assert "shout" in said[f"{PROGRAM} stats show letters/train"]
+    added = said[f"{PROGRAM} inferences add calls.jsonl --split calls/train"]
+    assert re.search(r"2 annotations added\n.* 1 items created\n", added)

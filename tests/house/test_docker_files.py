@@ -77,9 +77,24 @@ def test_the_commands_of_the_image_are_commands_of_ppworker():
     health = json.loads(arguments("run", "HEALTHCHECK")[0].partition("CMD ")[2])
     assert health[0] == "ppworker"
     used = {command[0], health[1]} | {
-        SERVICES[name]["command"][0] for name in ("migrate", "worker")
+        SERVICES[name]["command"][0] for name in ("migrate", "worker", "api")
     }
     assert used <= program._COMMANDS.keys()
+
+
+def test_the_health_check_asks_the_process_on_the_port_it_listens_on_and_no_store():
+    entries = dict(pair.split("=") for pair in shlex.split(" ".join(arguments("run", "ENV"))))
+    (check,) = arguments("run", "HEALTHCHECK")
+    assert json.loads(check.partition("CMD ")[2]) == ["ppworker", "health", "live"]
+    ports = {entries["PPWORKER_API_PORT"], entries["PPWORKER_WORKER_PORT"]}
+    assert ports == set(arguments("run", "EXPOSE")), "whichever process the container runs"
+    assert entries["PPWORKER_API_HOST"] == "0.0.0.0"  # noqa: S104  inside a container
+
+
+def test_only_the_api_is_published_and_to_this_machine_alone():
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    (port,) = arguments("run", "EXPOSE")
+    assert published == {"api": [f"127.0.0.1:{port}:{port}"]}
 
 
 def test_settings_given_to_containers_exist():
@@ -133,14 +148,16 @@ def test_redis_keeps_what_it_was_told_and_evicts_nothing():
     assert "--maxmemory-policy noeviction" in command
 
 
-def test_a_worker_has_longer_to_stop_than_it_takes():
-    grace = float(SERVICES["worker"]["stop_grace_period"].rstrip("s"))
+@pytest.mark.parametrize("name", ["worker", "api"])
+def test_a_process_has_longer_to_stop_than_it_takes(name):
+    grace = float(SERVICES[name]["stop_grace_period"].rstrip("s"))
     # The supervisor waits for the grace of its children and five seconds more.
     assert grace > Settings.model_fields["grace_s"].default + 5
 
 
-def test_workers_start_after_the_schema_is_up_to_date():
-    needs = SERVICES["worker"]["depends_on"]
+@pytest.mark.parametrize("name", ["worker", "api"])
+def test_workers_and_api_start_after_the_schema_is_up_to_date(name):
+    needs = SERVICES[name]["depends_on"]
     assert needs["migrate"] == {"condition": "service_completed_successfully"}
     assert needs["redis"] == {"condition": "service_healthy"}
     assert SERVICES["migrate"]["restart"] == "no"

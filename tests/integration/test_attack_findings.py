@@ -12,10 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from factories import World, classes
-from ppworker import telemetry, wiring
+from ppworker import telemetry
 from ppworker.domain.job import Status, Transition
 from ppworker.errors import CommitUnknown, RunnerError, RunnerUnavailable, StoreUnavailable
+from ppworker.monitoring.folder import Place
 from ppworker.pipeline import finish, operate, refresh, rescue
+from ppworker.process import worker as worker_process
 from ppworker.runners.child import LOAD_TIMEOUT_S
 from ppworker.store import items, job_operations, jobs, labels, stats
 from ppworker.store.db import Database, Tx
@@ -284,7 +286,7 @@ class _CommitsLater(Database):
     """A database that says once that a COMMIT is in doubt, which is applied half a second later."""
 
     def __init__(self, inner: Database) -> None:
-        self.engine = inner.engine
+        vars(self).update(vars(inner))
         self.is_slow = False
 
     @contextmanager
@@ -535,10 +537,10 @@ def test_a_stopping_process_gives_back_what_a_slot_still_holds(
         hung.enter_context(hearts[0].holding(processor.id, world.claim(processor).jobs))
         return False
 
-    monkeypatch.setattr(wiring, "Heartbeat", heartbeat)
-    monkeypatch.setattr(wiring, "run_worker", hang)
+    monkeypatch.setattr(worker_process, "Heartbeat", heartbeat)
+    monkeypatch.setattr(worker_process, "run_worker", hang)
     monkeypatch.setattr(telemetry, "configure", lambda *_a, **_o: None)
     with hung:
-        assert not wiring.run_worker_process(world.deps.settings, Signals())
+        assert not worker_process.run(world.deps.settings, Signals(), Place())
     (job,) = world.jobs()
     assert (job.status, job.attempts, job.reason) == ("pending", 0, "released")

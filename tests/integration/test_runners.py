@@ -30,6 +30,7 @@ from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.child import ChildRunner
 from ppworker.runners.pool import RunnerPool
 from ppworker.runners.usaddress import UsaddressRunner
+from recordings import SPEECH
 
 SCRIPTED = "scripted_runners:"
 ADDRESS = "123 Main St, Springfield, IL 62701"
@@ -91,6 +92,7 @@ class Samples:
     broken: Path
     empty: Path
     blank: Path
+    speech: Path = SPEECH / "cards-001.wav"
     all: list[Path] = field(default_factory=list)
 
 
@@ -144,7 +146,7 @@ def test_conformance(name, models, samples):
     elif name.startswith(SCRIPTED):
         good, bad = texts("word")[0], texts("UNREADABLE")[0]
     else:
-        (good,) = files(samples.upright)
+        (good,) = files(samples.speech if "audio/wav" in declared.media_types else samples.upright)
         (bad,) = files(samples.empty)
     assert ask(models, name, []) == []
     answers = ask(models, name, [bad, good, bad, good])
@@ -153,6 +155,8 @@ def test_conformance(name, models, samples):
     assert not answers[0].retryable
     assert answers[1] == answers[3], "the same input, the same answer"
     assert answers[1].model_version
+    for segment in answers[1].raw.get("segments", []):
+        assert 0 <= segment["confidence"] <= 1
     for prediction in answers[1].raw.get("predictions", []):
         assert 0 <= prediction["score"] <= 1
         assert declared.labels is None or prediction["label"] in declared.labels

@@ -1,4 +1,4 @@
-"""A finished batch costs the same number of statements whatever its size, counted at the server."""
+"""A batch and a chunk cost the same number of statements whatever their size, counted at the server."""
 
 import re
 import time
@@ -10,7 +10,13 @@ import sqlalchemy as sa
 
 from factories import World, classes
 from ppworker.errors import RunnerTimeout, UnreadableInput
+from ppworker.pipeline import inferences, operations, reapply
+from ppworker.pipeline.operation_steps import STEPS
 from ppworker.runners.base import RunnerInput
+from ppworker.store import labels
+from ppworker.store.datasets import Split
+from ppworker.store.operations import Operation
+from ppworker.store.results import Scope
 
 
 @pytest.fixture
@@ -76,4 +82,76 @@ def test_a_batch_of_200_costs_as_many_statements_as_a_batch_of_1(
     assert len(one) == len(many), "\n".join([*one, "-----", *many])
     assert 10 < len(many) < 40
     assert {job.status for job in world.jobs()} == {"completed", "failed", "pending"}
+    world.check()
+
+
+def test_a_chunk_of_a_reapply_costs_as_many_statements_for_100_items_as_for_1(
+    world: World, statements: Callable[[Callable[[], object]], list[str]]
+) -> None:
+    processor = world.processor(confidence_threshold=0.5)
+    (first,) = world.add("item")
+    rest = world.add(*(f"item {i}" for i in range(100)), split=world.valid)
+
+    def answer(given: RunnerInput) -> dict[str, object]:
+        return {
+            "predictions": [
+                *classes("cat")["predictions"],
+                *classes("low", score=0.2)["predictions"],
+            ]
+        }
+
+    world.run(processor, answer, limit=200)
+    world.sql(
+        "UPDATE post_processors SET label_prefix = 'auto-', confidence_threshold = 0.1, "
+        """label_mapping = '{"cat": "Cat of today"}'"""
+    )
+
+    def reapplied(split: Split) -> Operation | None:
+        scope = Scope(
+            post_processor_id=processor.id, dataset_id=world.dataset.id, split_id=split.id
+        )
+        id_ = reapply.begin(world.deps, processor, scope, world.user)
+        return operations.run(world.deps, STEPS, operation_id=id_)
+
+    done: list[Operation | None] = []
+    reapplied(world.test)  # nothing is in it; later runs find the same connections
+    world.annotate(first, "auto-low")  # both labels are there, or to be made, in both runs
+    with world.deps.db.begin() as tx:
+        labels.create_label(tx, world.train.version_id, world.user, "auto-Cat of today")
+    one = statements(lambda: done.append(reapplied(world.train)))
+    many = statements(lambda: done.append(reapplied(world.valid)))
+    print(f"statements per reapply: {len(one)} for 1 item, {len(many)} for 100 items")
+    assert len(one) == len(many), "\n".join([*one, "-----", *many])
+    assert [each.counts["answers_changed"] for each in done if each] == [1, len(rest)]
+    assert len(many) < 45
+    world.check()
+
+
+def test_a_chunk_of_inferences_costs_as_many_statements_for_100_as_for_1(
+    world: World, statements: Callable[[Callable[[], object]], list[str]]
+) -> None:
+    world.processor()
+    linked = world.add(*(f"item {i}" for i in range(50)), split=world.valid)
+
+    def add(first: int, count: int) -> int:
+        """New, linked and known inferences, with labels that are new and old."""
+        lines: list[dict[str, object]] = []
+        for number in range(first, first + count):
+            said = [{"prediction": "cat"}, {"prediction": f"label {first}", "coordinates": "0 4"}]
+            lines += [
+                {"id": f"new {number}", "name": f"text {number}", "inference_items": said},
+                {"dataset_item_id": str(linked[number]), "inference_items": said},
+            ]
+        accepted = inferences.add(world.deps, world.train, [*lines, *lines[:1]])
+        done = operations.run(world.deps, STEPS, operation_id=accepted.operation_id)
+        assert done is not None
+        return done.counts["annotations_added"]
+
+    added = [add(48, 1)]
+    one = statements(lambda: added.append(add(0, 1)))
+    many = statements(lambda: added.append(add(2, 40)))
+    print(f"statements per chunk: {len(one)} for 3 inferences, {len(many)} for 81")
+    assert len(one) == len(many), "\n".join([*one, "-----", *many])
+    assert added == [4, 4, 160]
+    assert len(many) < 50
     world.check()

@@ -11,9 +11,13 @@ import pytest
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from ppworker.worker.supervisor import supervise
+from ppworker.worker.supervisor import Child, supervise
 
 folder, child, grace_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+def note(what):
+    with (folder / "notes").open("a") as file:
+        file.write(f"{what}\\n")
 
 def tick():
     with (folder / "ticks").open("a") as file:
@@ -22,9 +26,18 @@ def tick():
 
 sys.exit(
     supervise(
-        lambda index: [sys.executable, child, str(folder), str(index)],
-        2,
+        [
+            Child(
+                name=f"child-{index}",
+                argv=[sys.executable, child, str(folder), str(index)],
+                environment={"INDEX": str(index)},
+                stays=index == STAYING,
+            )
+            for index in range(2)
+        ],
         grace_s=grace_s,
+        ended=lambda name: note("ended " + name),
+        stopping=lambda: note("stopping"),
         ticks=[tick],
         tick_s=0.1,
     )
@@ -88,12 +101,13 @@ def is_alive(pid):
 
 
 class Supervised:
-    def __init__(self, folder, body, grace_s):
+    def __init__(self, folder, body, grace_s, staying):
         self.folder = folder
         child = folder / "child.py"
         child.write_text(CHILD.replace("    BODY", body.strip("\n")))
+        program = SUPERVISOR.replace("STAYING", str(staying))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, str(folder), str(child), str(grace_s)],
+            [sys.executable, "-c", program, str(folder), str(child), str(grace_s)],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -105,6 +119,10 @@ class Supervised:
     def started(self):
         eventually(lambda: self.pids(0) and self.pids(1))
         return self.pids(0)[-1], self.pids(1)[-1]
+
+    def notes(self):
+        path = self.folder / "notes"
+        return path.read_text().splitlines() if path.exists() else []
 
     def is_graceful(self, index):
         return (self.folder / f"graceful-{index}").exists()
@@ -122,8 +140,8 @@ class Supervised:
 def supervised(tmp_path):
     started = []
 
-    def start(body, grace_s=5.0):
-        started.append(Supervised(tmp_path, body, grace_s))
+    def start(body, grace_s=5.0, staying=None):
+        started.append(Supervised(tmp_path, body, grace_s, staying))
         return started[-1]
 
     yield start
@@ -139,6 +157,37 @@ def test_a_killed_child_is_started_again_and_the_others_go_on(supervised):
     assert is_alive(other)
     one.process.terminate()
     assert one.process.wait(10) == 0
+
+
+def test_the_end_of_a_child_is_told_before_it_is_started_again(supervised):
+    one = supervised(GRACEFUL)
+    first, _ = one.started()
+    assert one.notes() == []
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: len(one.pids(0)) == 2)
+    assert one.notes() == ["ended child-0"]
+    one.process.terminate()
+    assert one.process.wait(10) == 0
+    assert one.notes() == ["ended child-0", "stopping"]
+
+
+WATCHFUL = """
+    while signals.wait(0.05) is None:
+        pass
+    time.sleep(0.3)
+    others = [(folder / f"graceful-{each}").exists() for each in "01" if each != index]
+    (folder / f"graceful-{index}").write_text(f"{os.environ['INDEX']} {others}")
+    leave(0)
+"""
+
+
+def test_a_child_that_stays_is_stopped_when_the_others_have_stopped(supervised):
+    one = supervised(WATCHFUL, staying=0)
+    one.started()
+    one.process.terminate()
+    assert one.process.wait(10) == 0
+    assert (one.folder / "graceful-1").read_text() == "1 [False]"
+    assert (one.folder / "graceful-0").read_text() == "0 [True]"
 
 
 def test_children_of_a_killed_supervisor_stop_gracefully(supervised):

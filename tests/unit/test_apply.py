@@ -467,3 +467,43 @@ def test_the_fingerprint_tells_predictions_apart():
     found = Counter(run(inference).drafts[0].fingerprint for inference in said)
     assert set(found.values()) == {1}
     assert {len(fingerprint) for fingerprint in found} == {32}
+
+
+# ---- texts that are too long ---------------------------------------------------------------------
+
+WRITER = replace(PROCESSOR, model_type="llm", output_target="both")
+
+
+@pytest.mark.parametrize(
+    ("said", "most", "is_kept"),
+    [("ab", 2, True), ("abc", 2, False), ("ää", 4, True), ("ää", 3, False), ("🚀" * 9, 36, True),
+     ("🚀" * 9, 35, False), ("", 1, True), ("a" * 9, None, True)],
+)  # fmt: skip
+def test_a_new_text_is_kept_whole_or_not_at_all_by_its_bytes(said, most, is_kept):
+    target = Target(text="before", max_text_bytes=most)
+    applied = apply(Inference(text=said), WRITER, LABELS, target)
+    assert applied.text == (said if is_kept else None)
+    assert applied.dropped == ({} if is_kept else {"text_too_long": 1})
+
+
+def test_places_in_a_text_that_is_not_kept_are_nowhere_and_other_predictions_stay():
+    span = Prediction(kind="span", label="cat", geometry={"start": 0, "end": 2})
+    whole = Prediction(kind="class", label="dog")
+    applied = apply(
+        Inference(text="abcd", predictions=(span, whole)),
+        WRITER,
+        LABELS,
+        Target(text="before", max_text_bytes=3),
+    )
+    assert [draft.label for draft in applied.drafts] == ["Dog"]
+    assert applied.dropped == {"text_too_long": 1, "outside": 1}
+
+
+def test_a_writer_of_texts_alone_counts_one_that_is_too_long():
+    applied = apply(
+        Inference(text="abcd"),
+        replace(WRITER, output_target="text"),
+        LABELS,
+        Target(max_text_bytes=3),
+    )
+    assert (applied.text, applied.dropped) == (None, {"text_too_long": 1})

@@ -25,6 +25,7 @@ from hint_words import (
 )
 from ppworker.errors import ConfigurationError, StoreUnavailable
 from ppworker.worker.broker import HintBroker, connect
+from ppworker.worker.hints import Hint
 from ppworker.worker.link import RedisLink
 from ppworker.worker.poller import Poller
 
@@ -63,7 +64,7 @@ def test_at_most_one_hint_of_a_post_processor_is_queued(broker, client):
     assert client.llen(QUEUE_KEY) == 1
     assert broker.counts["sent"] == 1
     assert broker.counts["coalesced"] == 99
-    broker.clear_hint(A)
+    broker.link.clear([Hint(A)])
     broker.hint(A)
     assert client.llen(QUEUE_KEY) == 2
 
@@ -101,7 +102,7 @@ def test_a_hint_that_arrives_during_the_claim_is_not_lost(client):
     broker = HintBroker(link=RedisLink(client, client))
     queued_during_claim = []
 
-    def claim(post_processor_id, recruit):
+    def claim(post_processor_id, recruit, woken_by):
         before = client.llen(QUEUE_KEY)
         broker.hint(post_processor_id)
         queued_during_claim.append(client.llen(QUEUE_KEY) - before)
@@ -135,7 +136,6 @@ def test_a_failed_hint_is_swallowed_counted_and_logged_once(caplog):
     with caplog.at_level(logging.WARNING):
         assert [broker.hint(A) for _ in range(5)] == [False] * 5
         assert not broker.refresh_label_stats()
-        broker.clear_hint(A)
     assert broker.counts["failed"] == 6
     assert len(caplog.records) == 1
 
@@ -198,7 +198,6 @@ def test_without_redis_nothing_is_sent_counted_or_raised(table, clock, poller):
     table.due = [A]
     clock.now += 0.06
     assert not broker.hint(A)
-    broker.clear_hint(A)
     assert names([next(consumer)]) == [A]  # long before the timer: a hint makes it poll soon
     assert broker.counts["failed"] == 0
     broker.refresh_label_stats()
@@ -307,7 +306,6 @@ def envelope(**changes):
         envelope(args=str(A)),
         envelope(kwargs={"other": 1}),
         envelope(kwargs=[1]),
-        envelope(actor_name="take_upload"),
         envelope(actor_name="no_such_actor"),
         envelope(actor_name=["run_jobs"]),
         envelope(actor_name="refresh_label_stats"),
@@ -505,27 +503,32 @@ def act(broker, post_processor_id=A):
 
 
 def test_a_turn_that_ends_with_more_passes_the_hint_to_the_tail(client):
-    broker = ready(HintBroker(link=RedisLink(client, client)), lambda _id, _recruit: True)
+    broker = ready(
+        HintBroker(link=RedisLink(client, client)), lambda _id, _recruit, _woken_by: True
+    )
     broker.hint(B)
     act(broker, A)
     assert names(drain(consume(broker, slots=4))) == [B, A]
 
 
 def test_a_turn_that_did_nothing_and_has_more_does_not_spin(client):
-    broker = ready(HintBroker(link=RedisLink(client, client)), lambda _id, _recruit: True)
+    broker = ready(
+        HintBroker(link=RedisLink(client, client)), lambda _id, _recruit, _woken_by: True
+    )
     started = time.monotonic()
     act(broker)
     assert time.monotonic() - started >= 0.05
 
 
 def test_recruiting_passes_one_hint_on_however_often_it_is_called(client):
-    broker = HintBroker(link=RedisLink(client, client))
+    link = RedisLink(client, client)
+    broker = HintBroker(link=link)
     lengths = []
 
-    def run_slice(_id, recruit):
+    def run_slice(_id, recruit, _woken_by):
         for _ in range(3):
             recruit()
-            broker.clear_hint(A)  # another slot took it and began
+            link.clear([Hint(A)])  # another slot took it and began
             lengths.append(client.llen(QUEUE_KEY))
         return False
 
@@ -537,7 +540,7 @@ def test_without_redis_recruiting_polls_soon(table, clock, poller):
     broker = HintBroker(poller=poller)
     poller.due(1, poller_running())
 
-    def run_slice(_id, recruit):
+    def run_slice(_id, recruit, _woken_by):
         recruit()
         return False
 
@@ -552,7 +555,7 @@ def test_without_redis_recruiting_polls_soon(table, clock, poller):
 def test_an_error_out_of_a_turn_is_logged_once_and_drops_the_hint(
     client, caplog, error, has_traceback
 ):
-    def run_slice(_id, _recruit):
+    def run_slice(_id, _recruit, _woken_by):
         raise error
 
     broker = ready(HintBroker(link=RedisLink(client, client)), run_slice)
@@ -573,7 +576,7 @@ def test_an_error_out_of_a_refresh_is_logged_once(client, caplog):
 def test_a_stopping_process_passes_the_hint_on_instead_of_beginning(client):
     ran = Event()
 
-    def run_slice(_id, _recruit):
+    def run_slice(_id, _recruit, _woken_by):
         ran.set()
         return False
 

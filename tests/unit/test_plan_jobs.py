@@ -5,6 +5,7 @@ from uuid import UUID
 import pytest
 
 from ppworker.domain.post_processor import (
+    TEXT_DOCUMENTS,
     ItemFacts,
     PostProcessor,
     first_order,
@@ -49,6 +50,15 @@ def test_a_writer_that_the_item_does_not_match_feeds_nobody():
 def test_a_text_item_is_read_by_readers_of_text_and_of_anything():
     readers = [processor(reads, n, reads=reads) for n, reads in enumerate(["file", "text", "any"])]
     assert names(TEXT, *readers) == ["text", "any"]
+
+
+@pytest.mark.parametrize("media_type", TEXT_DOCUMENTS)
+def test_a_reader_of_text_gets_a_document_even_where_its_text_could_not_be_taken(media_type):
+    document = ItemFacts(extension="docx", media_type=media_type, has_file=True)
+    reader = processor("ner", reads="text")
+    assert names(document, reader) == ["ner"]
+    assert names(IMAGE, reader) == []
+    assert names(ItemFacts(media_type=media_type), reader) == [], "there is no such file"
 
 
 def test_media_types_match_by_wildcard():

@@ -7,7 +7,7 @@ import pytest
 
 from ppworker.errors import Invalid
 from ppworker.pipeline import catalogue
-from ppworker.pipeline.processors import Wanted, _checked
+from ppworker.pipeline.processors import Wanted, checked
 from ppworker.store.datasets import Dataset
 
 DATASET = Dataset(
@@ -15,15 +15,17 @@ DATASET = Dataset(
     user_id=uuid4(),
     name="d",
     description="",
+    notes="",
     content_type="documents",
     multi_label=True,
     created_at=datetime.now(UTC),
+    updated_at=datetime.now(UTC),
     version_id=uuid4(),
 )
 
 
 def made(**options):
-    return _checked(DATASET, Wanted(**{"name": "n", "runner": "rapidocr"} | options), by_path=True)
+    return checked(DATASET, Wanted(**{"name": "n", "runner": "rapidocr"} | options), by_path=True)
 
 
 def test_type_and_target_follow_from_the_runner():
@@ -101,7 +103,7 @@ def test_settings_are_brought_into_their_form():
 
 def test_a_door_open_to_strangers_takes_no_paths():
     with pytest.raises(Invalid, match="by its name"):
-        _checked(DATASET, Wanted(name="n", runner="os:path"), by_path=False)
+        checked(DATASET, Wanted(name="n", runner="os:path"), by_path=False)
 
 
 def test_names_are_words():

@@ -14,7 +14,8 @@ def complaint(name, config=None, **options):
 
 
 def test_the_real_runners_are_known_by_name():
-    assert {"magika", "rapidocr", "rapidocr-boxes", "usaddress"} <= set(registry.names())
+    real = {"magika", "pocketsphinx", "rapidocr", "rapidocr-boxes", "usaddress"}
+    assert real <= set(registry.names())
     assert registry.find("usaddress").__name__ == "UsaddressRunner"
     assert registry.spec("rapidocr").tasks == ("ocr",)
     assert "application/pdf" in registry.spec("rapidocr-boxes").media_types
@@ -24,7 +25,7 @@ def test_an_unknown_runner_is_refused_with_the_known_ones():
     error = complaint("tesseract")
     assert error.field == "runner"
     assert "'tesseract'" in str(error)
-    assert "magika, rapidocr, rapidocr-boxes, usaddress" in str(error)
+    assert "magika, pocketsphinx, rapidocr, rapidocr-boxes, usaddress" in str(error)
 
 
 def test_a_class_of_ones_own_is_named_by_its_path():
@@ -75,6 +76,7 @@ def test_a_missing_extra_is_named_with_its_command():
         ("rapidocr", {"dpi": True}, "runner_config.dpi"),
         ("rapidocr", {"dpi": 10_000}, "runner_config.dpi"),
         ("rapidocr-boxes", {"max_pages": 0}, "runner_config.max_pages"),
+        ("pocketsphinx", {"max_duration_s": 0}, "runner_config.max_duration_s"),
         ("usaddress", {"min_line_score": 1.5}, "runner_config.min_line_score"),
         ("usaddress", {"every_line": "yes"}, "runner_config.every_line"),
         ("usaddress", {"model_path": 3}, "runner_config.model_path"),
@@ -98,7 +100,8 @@ def test_a_spec_costs_no_model_library():
     script = (
         "import sys; from ppworker.runners import registry\n"
         "for name in registry.names(): registry.check(name, {})\n"
-        "heavy = {'magika', 'rapidocr', 'usaddress', 'onnxruntime', 'cv2', 'numpy', 'pypdfium2'}\n"
+        "heavy = {'magika', 'rapidocr', 'usaddress', 'onnxruntime', 'cv2', 'numpy', 'pypdfium2',\n"
+        "         'av', 'pocketsphinx', 'sounddevice'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     seen = subprocess.run(

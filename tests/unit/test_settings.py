@@ -11,7 +11,7 @@ def test_defaults_hold_with_nothing_set() -> None:
     given = settings.load()
     assert given.database_url is None
     assert (given.processes, given.threads) == (2, 2)
-    assert given.connections == given.threads + 4
+    assert given.connections == given.threads + 6
 
 
 def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,8 @@ def show(
 
 
 def _print(about: dict[str, Any]) -> None:
-    facts = ("id", "name", "media_type", "size_bytes", "width", "height", "page_count")
+    facts = ("id", "name", "media_type", "size_bytes", "width", "height", "page_count",
+             "duration_s")  # fmt: skip
     render.say(*(f"{name:<11} {about[name]}" for name in facts if about[name] is not None))
     if about["text"]:
         render.say("", "text", *(f"  {each}" for each in about["text"].splitlines()))

@@ -1,4 +1,4 @@
-"""``jobs``: look at them, retry, cancel, wait until they are over."""
+"""``jobs``: look at them, retry, cancel, reapply, wait until they are over."""
 
 import time
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import typer
 
 from ppworker.cli import references, render
 from ppworker.cli.items import After, Limit
+from ppworker.cli.reapply import reapply
 from ppworker.cli.session import Call, Session, as_uuid, command, group, page_size
 from ppworker.cli.session import session as open_session
 from ppworker.domain.job import Status
@@ -181,6 +182,9 @@ def _each(call: Call, ids: list[UUID], verb: str, act: Callable[[UUID], None]) -
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise Invalid(f"{refused[0]}{more}", field=refused[0].field)
+
+
+command(_jobs, "reapply")(reapply)
 
 
 @command(_jobs, "wait")

@@ -124,7 +124,7 @@ def _check(path: Path, limits: Settings) -> None:
 
 def _is_text(path: Path) -> bool:
     try:
-        return media.inspect(path, path.name).media_type in ingest.TEXT_TYPES
+        return media.type_of(path, path.name) in ingest.TEXT_TYPES
     except OSError as error:
         raise _unreadable(path, error) from None
 

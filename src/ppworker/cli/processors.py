@@ -9,6 +9,7 @@ import typer
 
 from ppworker.cli import paths, references, render
 from ppworker.cli.catalogue import DatasetRef, Name
+from ppworker.cli.processor_change import change, mapping_of
 from ppworker.cli.session import Call, Session, command, group, session
 from ppworker.domain.apply import Applied
 from ppworker.errors import Invalid
@@ -123,7 +124,7 @@ def create(
         confidence_threshold=threshold,
         file_types=tuple(file_type or ()),
         splits=tuple(split or ()),
-        label_mapping=_mapping(mapping or []),
+        label_mapping=mapping_of(mapping or []),
         label_prefix=prefix,
         batch_size=batch_size,
         concurrency_cap=cap,
@@ -139,18 +140,6 @@ def create(
     else:
         kind = f"{made.runner} for {made.model_type}, writes {made.output_target}"
         render.say(f"post-processor {parent.name}/{made.name} ({made.id}): {kind}")
-
-
-def _mapping(given: list[str]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for pair in given:
-        source, equals, to = pair.partition("=")
-        if not equals or not source.strip():
-            raise Invalid(f"'{pair}': write FROM=TO, or FROM= to drop it", field="label_mapping")
-        if source in found:
-            raise Invalid(f"'{source}' is mapped twice", field="label_mapping")
-        found[source] = to or None
-    return found
 
 
 def _config(given: list[str]) -> dict[str, object]:
@@ -175,6 +164,9 @@ def _value(text: str) -> object:
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+command(_processors, "change")(change)
 
 
 @command(_processors, "list")

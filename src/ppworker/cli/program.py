@@ -54,13 +54,14 @@ _FLAGS = {
     "model_type": "--type",
     "output_target": "--target",
     "runner_config": "--config",
+    "scopes": "--scope",
     "splits": "--split",
     "timeout_s": "--timeout",
 } | {
     name: "--" + name.replace("_", "-")
     for name in (
-        "batch_size", "key", "max_attempts", "max_new_labels", "on_failure", "order", "reason",
-        "runner", "status",
+        "batch_size", "expires_days", "key", "max_attempts", "max_new_labels", "on_failure",
+        "order", "reason", "runner", "status",
     )
 }  # fmt: skip
 """How a field of a request is written on the command line."""

@@ -1,4 +1,4 @@
-"""``up`` and ``worker``: processes that run until they are told to stop."""
+"""``up``, ``api`` and ``worker``: processes that run until they are told to stop."""
 
 import os
 import signal
@@ -6,19 +6,24 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import sqlalchemy as sa
 import typer
 
 from ppworker import telemetry
 from ppworker.cli import render
-from ppworker.cli.session import Call, Reached, command, connect, reach
-from ppworker.errors import StoreUnavailable
+from ppworker.cli.session import USER, Call, Reached, command, connect, reach
+from ppworker.monitoring import ports, vitals
+from ppworker.monitoring.folder import Place, RuntimeFolder
+from ppworker.pipeline import accounts
 from ppworker.settings import Settings
-from ppworker.store import overview
+from ppworker.store import datasets
 from ppworker.store.db import Database
-from ppworker.worker.supervisor import supervise
+from ppworker.worker.supervisor import Child, supervise
 
 Processes = Annotated[
     int | None,
@@ -28,6 +33,23 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=64, help="Batches at a time in each.", show_default=False),
 ]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port", min=0, max=65535, help="Port of the HTTP API; 0 takes any.", show_default=False
+    ),
+]
+Host = Annotated[
+    str | None,
+    typer.Option("--host", metavar="HOST", help="Address to listen on.", show_default=False),
+]
+WorkerPort = Annotated[
+    int | None,
+    typer.Option(
+        "--port", min=0, max=65535, help="Port of health and metrics; 0 takes any.",
+        show_default=False,
+    ),
+]  # fmt: skip
 
 _TICK_S = 0.2
 _HEAL_S = 2.0
@@ -36,37 +58,116 @@ _HEAL_S = 2.0
 
 def register(root: typer.Typer, name: str, summary: str) -> None:
     """Add one of the commands to the program."""
-    command(root, name, summary=summary)({"up": up, "worker": worker}[name])
+    functions: dict[str, Callable[..., None]] = {"up": up, "api": api, "worker": worker}
+    command(root, name, summary=summary)(functions[name])
 
 
-def up(call: Call, processes: Processes = None, threads: Threads = None) -> None:
-    """Start servers, bring the schema up to date, run workers until interrupted."""
-    _serve(call, processes, threads, migrate=True)
+def up(
+    call: Call,
+    processes: Processes = None,
+    threads: Threads = None,
+    host: Host = None,
+    port: Port = None,
+) -> None:
+    """Start servers, bring the schema up to date, run workers and the API until interrupted."""
+    wanted = {"processes": processes, "threads": threads, "api_host": host, "api_port": port}
+    with reach(call, **wanted) as reached:
+        _serve(call, reached, workers=reached.settings.processes, door="api", migrate=True)
 
 
-def worker(call: Call, processes: Processes = None, threads: Threads = None) -> None:
+def api(call: Call, host: Host = None, port: Port = None) -> None:
+    """Run the HTTP API until interrupted; a configured database must be migrated."""
+    with reach(call, api_host=host, api_port=port) as reached:
+        _serve(call, reached, workers=0, door="api", migrate=False)
+
+
+def worker(
+    call: Call, processes: Processes = None, threads: Threads = None, port: WorkerPort = None
+) -> None:
     """Run worker processes until interrupted; a configured database must be migrated."""
-    _serve(call, processes, threads, migrate=False)
+    with reach(call, processes=processes, threads=threads, worker_port=port) as reached:
+        door = None if reached.settings.worker_port is None else "monitor"
+        _serve(call, reached, workers=reached.settings.processes, door=door, migrate=False)
 
 
-def _serve(call: Call, processes: int | None, threads: int | None, *, migrate: bool) -> None:
-    with (
-        reach(call, processes=processes, threads=threads) as reached,
-        connect(reached, migrate=migrate) as db,
-    ):
-        telemetry.configure(reached.settings)
-        _hand_down(reached.settings)
+def _serve(call: Call, reached: Reached, *, workers: int, door: str | None, migrate: bool) -> None:
+    """Run processes until interrupted.
+
+    Args:
+        call: how to print.
+        reached: servers that answer.
+        workers: number of worker processes.
+        door: role of the process that serves a port, None for no port.
+        migrate: whether the schema may be brought up to date.
+    """
+    telemetry.configure(reached.settings)
+    _hand_down(reached.settings)
+    with ExitStack() as stack:
+        opened = _open(reached.settings, door)
+        if opened is not None:
+            stack.callback(opened.close)
+        with connect(reached, migrate=migrate) as db:  # the children connect for themselves
+            key = _key(db, reached.settings) if door == "api" else None
+        slots = [f"worker-{index}" for index in range(workers)]
+        runtime = RuntimeFolder.make(slots, door=door)
+        stack.callback(runtime.remove)
+        children = [_child(slot, "worker", runtime) for slot in slots]
+        if opened is not None and door is not None:
+            children.append(_child(door, door, runtime, opened))
         _stop_on_hangup()
-        ready = _Ready(call, reached, db)
+        ready = _Ready(call, reached, runtime, children, opened, key)
+
         code = supervise(
-            lambda _: [sys.executable, "-m", "ppworker.process"],
-            reached.settings.processes,
+            children,
             grace_s=reached.settings.grace_s,
+            ended=runtime.forget,
+            stopping=runtime.drain,
             ticks=[ready.look, _healing(reached)],
             tick_s=_TICK_S,
         )
     if code:
         raise typer.Exit(code)
+
+
+def _open(found: Settings, door: str | None) -> socket.socket | None:
+    """The port, held open here so that it outlives the process that serves it."""
+    if door == "monitor":
+        return ports.listen(
+            found.api_host, found.worker_port or 0, setting="PPWORKER_WORKER_PORT or --port"
+        )
+    if door == "api":
+        # A second `up` on this machine, on another data folder, takes another port by itself.
+        is_chosen = "api_port" in found.model_fields_set
+        return ports.listen(
+            found.api_host,
+            found.api_port,
+            setting="PPWORKER_API_PORT or --port",
+            or_any=not is_chosen,
+        )
+    return None
+
+
+def _child(
+    slot: str, role: str, runtime: RuntimeFolder, opened: socket.socket | None = None
+) -> Child:
+    """A process of a role; one with a port stays while workers stop, so that it can tell of it."""
+    environment = Place(slot, runtime.path).environment()
+    if opened is not None:
+        environment[ports.LISTEN_FD] = str(opened.fileno())
+    return Child(
+        name=slot,
+        argv=[sys.executable, "-m", "ppworker.process", role],
+        environment=environment,
+        descriptors=() if opened is None else (opened.fileno(),),
+        stays=opened is not None,
+    )
+
+
+def _key(db: Database, found: Settings) -> str:
+    """The key of the user that commands act as, which lies in the data folder."""
+    with db.begin() as tx:
+        user_id = datasets.ensure_user(tx, USER)
+    return accounts.keep_key(db, user_id, found.data_dir)
 
 
 def _hand_down(found: Settings) -> None:
@@ -99,55 +200,58 @@ def _healing(reached: Reached) -> Callable[[], None]:
     return heal
 
 
+@dataclass(slots=True)
 class _Ready:
-    """Says once that everything runs: when all worker processes have registered."""
+    """Says once that everything runs: when every child has written that it began."""
 
-    def __init__(self, call: Call, reached: Reached, db: Database) -> None:
-        self._call = call
-        self._reached = reached
-        self._db = db
-        self._is_said = False
-        with db.begin() as tx:
-            self._since = overview.read_clock(tx)
+    call: Call
+    reached: Reached
+    runtime: RuntimeFolder
+    children: list[Child]
+    opened: socket.socket | None
+    key: str | None
+    is_said: bool = False
 
     def look(self) -> None:
-        if self._is_said:
+        if self.is_said:
             return
-        try:
-            with self._db.begin() as tx:
-                started = overview.count_started(tx, host=socket.gethostname(), since=self._since)
-        except StoreUnavailable:
-            return  # the next look will see
-        if started >= self._reached.settings.processes:
-            self._is_said = True
+        notes = [vitals.read(self.runtime.path, child.name) for child in self.children]
+        if all(note is not None and note.started_at is not None for note in notes):
+            self.is_said = True
             self._say()
 
     def _say(self) -> None:
-        found = self._reached.settings
-        address = _address(found)
-        if self._call.as_json:
-            render.as_json(
-                {
-                    "event": "ready",
-                    "address": address,
-                    "key": None,
-                    "data_dir": found.data_dir,
-                    "processes": found.processes,
-                    "threads": found.threads,
-                    "embedded": self._reached.servers is not None,
-                    "redis": found.redis_url is not None,
-                }
+        found = self.reached.settings
+        workers = sum(1 for child in self.children if not child.stays)
+        address = None if self.opened is None else ports.url(self.opened)
+        if self.call.as_json:
+            about: dict[str, Any] = {
+                "event": "ready",
+                "address": address,
+                "key": self.key,
+                "database": _address(found),
+                "data_dir": found.data_dir,
+                "processes": workers,
+                "threads": found.threads,
+                "embedded": self.reached.servers is not None,
+                "redis": _redis_address(found),
+            }
+            render.as_json(about)
+        else:
+            own = self.reached.servers is not None
+            served = [] if address is None else [f"address    {address}"]
+            if address is not None and self.key is not None:
+                ask = f"curl -H 'Authorization: Bearer {self.key}' {address}/api/v1/datasets"
+                served += [f"key        {self.key}", f"try        {ask}"]
+            render.say(
+                f"database   {_address(found)}" + (" (embedded)" if own else ""),
+                f"redis      {_redis_address(found) or 'none: no messages, workers poll'}",
+                f"data       {found.data_dir}",
+                f"workers    {workers} processes of {found.threads} threads",
+                *served,
+                *(self.reached.servers.notes if self.reached.servers else ()),
+                "ready; Ctrl-C stops it",
             )
-            return
-        own = self._reached.servers is not None
-        render.say(
-            f"database   {address}" + (" (embedded)" if own else ""),
-            "redis      " + ("yes" if found.redis_url else "none: workers poll"),
-            f"data       {found.data_dir}",
-            f"workers    {found.processes} processes of {found.threads} threads",
-            *(self._reached.servers.notes if self._reached.servers else ()),
-            "ready; Ctrl-C stops it",
-        )
         sys.stdout.flush()
 
 
@@ -158,3 +262,13 @@ def _address(found: Settings) -> str:
         "postgresql", url.username, None, url.host, url.port, url.database, url.query
     )
     return shown.difference_update_query(["password", "sslpassword"]).render_as_string()
+
+
+def _redis_address(found: Settings) -> str | None:
+    """Where producers send messages to: redis' URL without its password."""
+    if found.redis_url is None:
+        return None
+    parts = urlsplit(found.redis_url.get_secret_value())
+    where = parts.netloc.rpartition("@")[2]
+    kept = urlencode([each for each in parse_qsl(parts.query) if "password" not in each[0]])
+    return f"{parts.scheme}://{where}{parts.path}" + (f"?{kept}" if kept else "")

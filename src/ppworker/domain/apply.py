@@ -35,6 +35,8 @@ class Target:
     height: int | None = None
     page_count: int | None = None
     duration_s: float | None = None
+    max_text_bytes: int | None = None
+    """Most bytes that a new text of the item may have; None is no limit."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,13 +114,17 @@ def apply(
     """
     dropped: Counter[Reason] = Counter()
     text, cleaned = _new_text(inference, processor)
+    # Offsets count the text as the model gave it, so the span check sees it before the cleaning.
+    spans_in = inference.text if text is not None else target.text
+    if _is_too_long(text, target):
+        # Half a text would pass for the whole; and places in a text that is not kept are nowhere.
+        text = spans_in = None
+        dropped[Reason.TEXT_TOO_LONG] += 1
     predictions = [_clean(prediction) for prediction in inference.predictions]
     cleaned += sum(changes for _, changes in predictions)
     if processor.output_target == "text":
         dropped[Reason.NOT_ASKED] = len(predictions)
         return Applied(text=text, drafts=(), new_labels=(), dropped=tally(dropped), cleaned=cleaned)
-    # Offsets count the text as the model gave it, so the span check sees it before the cleaning.
-    spans_in = inference.text if text is not None else target.text
     resolver = resolver or Resolver(processor, labels)
     candidates = []
     for position in _scored(inference.predictions, processor, target, dropped):
@@ -166,6 +172,13 @@ def _new_text(inference: Inference, processor: PostProcessor) -> tuple[str | Non
     if processor.output_target == "annotations" or inference.text is None:
         return None, 0
     return clean_text(inference.text)
+
+
+def _is_too_long(text: str | None, target: Target) -> bool:
+    most = target.max_text_bytes
+    if text is None or most is None or len(text) <= most // 4:  # no character takes more bytes
+        return False
+    return len(text.encode()) > most
 
 
 def _clean(prediction: Prediction) -> tuple[Prediction, int]:

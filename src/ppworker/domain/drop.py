@@ -35,6 +35,8 @@ class Reason(StrEnum):
     """The span or segment has no length."""
     SPAN_MISMATCH = "span_mismatch"
     """The text at the span is not the text the model quotes."""
+    TEXT_TOO_LONG = "text_too_long"
+    """The new text of the item has more bytes than a text may have."""
     UNSUPPORTED = "unsupported"
     """The kind of annotation cannot be stored."""
     DUPLICATE = "duplicate"

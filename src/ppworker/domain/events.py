@@ -1,9 +1,11 @@
 """Facts that happened, past tense, for logs and counters; emitted after their COMMIT."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 from ppworker.domain.job import Status
+from ppworker.domain.measurements import Measurement
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,9 +23,12 @@ class JobMoved:
     cause: str
     """One of the causes that ``domain.job.EDGES`` allows for this edge."""
     reason: str = ""
+    """Why it ended or waits; of a planned job what asked for it: upload, backfill, ..."""
     error: str = ""
     seconds: float | None = None
     """Time spent before this edge: waiting for a claim, running for an end."""
+    age_s: float | None = None
+    """Time since the job was planned, where it is over now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,4 +59,65 @@ class StatsRebuilt:
     rows: int
 
 
-Event = JobMoved | LeaseRefused | LabelsCreated | StatsRebuilt
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationMoved:
+    """An operation began, ended, or went back to wait."""
+
+    operation_id: UUID
+    kind: str
+    source: Status | None
+    to: Status
+    cause: str
+    """As for jobs: planned, claimed, finished, released, transient_error, exhausted, ..."""
+    reason: str = ""
+    error: str = ""
+    done: int = 0
+    """Units of work done by now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationAdvanced:
+    """A chunk of an operation was committed."""
+
+    operation_id: UUID
+    kind: str
+    done: int
+    """Units of work of this chunk."""
+    counts: Mapping[str, int]
+    """What became of them, by word."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandFollowed:
+    """A command from a message was followed."""
+
+    command: str
+    outcome: str
+    """done, repeated (its key was known), or nothing (there was nothing to do)."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRefused:
+    """A message could not be followed and was kept as a dead letter."""
+
+    command: str
+    """As written by a stranger; empty where nothing is written."""
+    letter_id: UUID | None
+    """None when it was kept before: the message came again."""
+    field: str
+    error: str
+
+
+Event = (
+    JobMoved
+    | LeaseRefused
+    | LabelsCreated
+    | StatsRebuilt
+    | OperationMoved
+    | OperationAdvanced
+    | CommandFollowed
+    | CommandRefused
+    | Measurement
+)

@@ -10,6 +10,12 @@ from ppworker.domain.inference import Task
 
 OutputTarget = Literal["text", "annotations", "both"]
 OUTPUT_TARGETS: tuple[OutputTarget, ...] = ("text", "annotations", "both")
+TEXT_DOCUMENTS = (
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "application/msword",
+)
+"""Files of text whose text has to be taken out of them at the upload. A reader of text gets a job
+for one in any case: where no text could be taken, the job fails and says so."""
 Reads = Literal["file", "text", "any"]
 """What a runner reads of an item: its file, its text, or the file where there is one."""
 
@@ -28,6 +34,7 @@ class PostProcessor:
     reads: Reads = "any"
     media_types: tuple[str, ...] = ("*/*",)
     """Media types the runner takes, with ``*`` as wildcard; recorded from its spec at creation."""
+    description: str = ""
     enabled: bool = True
     order: int = 0
     output_target: OutputTarget = "annotations"
@@ -53,6 +60,8 @@ class PostProcessor:
     max_attempts: int = 3
     on_failure: Literal["continue", "stop"] = "continue"
     """Whether later post-processors of an item still run when this one failed."""
+    revision: str = field(default="", compare=False)
+    """Changes with every change of the stored row; empty where it was not read from there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +78,8 @@ class ItemFacts:
 def plan_jobs(item: ItemFacts, processors: Iterable[PostProcessor]) -> list[PostProcessor]:
     """Post-processors that make a job for the item, in their order of execution.
 
-    A text reader matches an item with text, or one whose text an earlier match will write.
+    A text reader matches an item with text, one whose text an earlier match will write, and a
+    document that should have text.
     """
     matched: list[PostProcessor] = []
     for processor in sorted(processors, key=lambda p: (p.order, p.id)):
@@ -101,9 +111,9 @@ def _can_read(item: ItemFacts, processor: PostProcessor, earlier: Sequence[PostP
         return any(fnmatchcase(item.media_type, pattern) for pattern in processor.media_types)
     if processor.reads == "file":
         return False
-    return item.has_text or any(
-        p.order < processor.order and p.output_target in {"text", "both"} for p in earlier
-    )
+    if item.has_text or (item.has_file and item.media_type in TEXT_DOCUMENTS):
+        return True
+    return any(p.order < processor.order and p.output_target in {"text", "both"} for p in earlier)
 
 
 def input_revision(reads: Reads, content_sha256: str | None, text_sha256: str | None) -> str:

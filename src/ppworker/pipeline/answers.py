@@ -1,7 +1,8 @@
 """What a model said, applied to today's settings and labels, before any of it is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from ppworker.domain.apply import Applied, Draft, Target, apply
@@ -41,94 +42,81 @@ class Ended:
 
 @dataclass(slots=True, kw_only=True)
 class Mapped:
-    """An ended attempt with its answer mapped to drafts and the ids of their labels."""
+    """An ended attempt with what its answer becomes, if it has one."""
 
     ended: Ended
-    applied: Applied | None = None
-    drafts: tuple[tuple[Draft, UUID], ...] = ()
+    drafted: "Drafted | None" = None
+
+
+class Inferred(NamedTuple):
+    """A model's answer for an item of a version, with what applying it needs to know."""
+
+    key: UUID
+    """Of the job that asked."""
+    version_id: UUID
+    user_id: UUID
+    inference: Inference
+    target: Target
+
+
+@dataclass(slots=True, kw_only=True)
+class Drafted:
+    """What an answer becomes by today's settings and labels."""
+
+    text: str | None
+    """New text of the item; None leaves its text alone."""
+    drafts: tuple[tuple[Draft, UUID], ...]
+    """With the ids of their labels."""
     dropped: Mapping[str, int] = field(default_factory=dict)
+    """Everything of the answer that became no draft, by reason."""
 
 
-def map_answers(
-    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
-) -> list[Mapped]:
-    """Apply every answer and find or create the labels it uses, before the finish begins."""
-    answered = [each for each in ended if each.answer is not None]
-    versions = {each.job.version_id for each in answered}
-    names = cache.get(versions) if versions else {}
-    applied = _apply_all(processor, answered, names)
-    if any(a.new_labels or "unknown_label" in a.dropped for a in applied.values()):
-        # What is remembered may be seconds old; what creates or drops must be decided on today's.
-        names = cache.get(versions, fresh=True)
-        applied = _apply_all(processor, answered, names)
-        names = _create_labels(deps, cache, processor, answered, applied, names)
-    mapped = []
-    for each in ended:
-        outcome = applied.get(each.job.id)
-        if outcome is None:
-            mapped.append(Mapped(ended=each))
-            continue
-        ids = names[each.job.version_id]
-        drafts = tuple((d, ids[d.label]) for d in outcome.drafts if d.label in ids)
-        dropped = outcome.dropped
-        if len(drafts) < len(outcome.drafts):
-            capped = len(outcome.drafts) - len(drafts)
-            dropped = add_counts(dropped, {"label_cap": capped})
-        mapped.append(Mapped(ended=each, applied=outcome, drafts=drafts, dropped=dropped))
-    return mapped
+class Names(Protocol):
+    """Labels of versions, by name."""
+
+    def get(
+        self, version_ids: Collection[UUID], *, fresh: bool = False
+    ) -> Mapping[UUID, Mapping[str, UUID]]:
+        """Label ids by name for each version; ``fresh`` reads them now."""
+
+    def create(
+        self, processor: PostProcessor, version_id: UUID, user_id: UUID, names: Sequence[str]
+    ) -> Mapping[str, UUID]:
+        """Ids of the named labels; those beyond the post-processor's cap are left out."""
 
 
-def _apply_all(
-    processor: PostProcessor,
-    answered: Sequence[Ended],
-    names: Mapping[UUID, Mapping[str, UUID]],
-) -> dict[UUID, Applied]:
-    resolvers = {version_id: Resolver(processor, known) for version_id, known in names.items()}
-    return {
-        each.job.id: apply(
-            each.answer.inference,
-            processor,
-            names[each.job.version_id],
-            each.answer.target,
-            resolvers[each.job.version_id],
-        )
-        for each in answered
-        if each.answer is not None
-    }
+class CreatedNames:
+    """Labels as they are remembered, and created in short transactions of their own."""
 
+    def __init__(self, deps: Deps, cache: LabelCache) -> None:
+        self._deps = deps
+        self._cache = cache
 
-def _create_labels(
-    deps: Deps,
-    cache: LabelCache,
-    processor: PostProcessor,
-    answered: Sequence[Ended],
-    applied: Mapping[UUID, Applied],
-    names: Mapping[UUID, Mapping[str, UUID]],
-) -> dict[UUID, dict[str, UUID]]:
-    """Create what the answers need, a short transaction for each version; ids by name."""
-    wanted: dict[UUID, dict[str, None]] = {}
-    for each in answered:
-        for name in applied[each.job.id].new_labels:
-            wanted.setdefault(each.job.version_id, {})[name] = None
-    owners = {each.job.version_id: each.job.user_id for each in answered}
-    complete = {version_id: dict(known) for version_id, known in names.items()}
-    for version_id in sorted(wanted):
+    def get(
+        self, version_ids: Collection[UUID], *, fresh: bool = False
+    ) -> Mapping[UUID, Mapping[str, UUID]]:
+        """As ``Names.get``."""
+        return self._cache.get(version_ids, fresh=fresh)
 
-        def create(tx: Tx, version_id: UUID = version_id) -> tuple[dict[str, UUID], list[str]]:
+    def create(
+        self, processor: PostProcessor, version_id: UUID, user_id: UUID, names: Sequence[str]
+    ) -> Mapping[str, UUID]:
+        """As ``Names.create``."""
+
+        def work(tx: Tx) -> tuple[dict[str, UUID], list[str]]:
             return labels.ensure_labels(
                 tx,
                 version_id,
-                owners[version_id],
-                list(wanted[version_id]),
+                user_id,
+                names,
                 post_processor_id=processor.id,
                 cap=processor.max_new_labels,
             )
 
-        ids, created = deps.db.transact(create)
-        complete[version_id] |= ids
-        cache.forget(version_id)
+        ids, created = self._deps.db.transact(work)
+        self._cache.forget(version_id)
         if created:
-            deps.emit(
+            self._deps.emit(
                 [
                     LabelsCreated(
                         version_id=version_id,
@@ -137,4 +125,89 @@ def _create_labels(
                     )
                 ]
             )
+        return ids
+
+
+def map_answers(
+    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
+) -> list[Mapped]:
+    """Apply every answer and find or create the labels it uses, before the finish begins."""
+    inferred = [
+        Inferred(
+            each.job.id,
+            each.job.version_id,
+            each.job.user_id,
+            each.answer.inference,
+            each.answer.target,
+        )
+        for each in ended
+        if each.answer is not None
+    ]
+    drafted = map_inferences(CreatedNames(deps, cache), processor, inferred) if inferred else {}
+    return [Mapped(ended=each, drafted=drafted.get(each.job.id)) for each in ended]
+
+
+def map_inferences(
+    labels_of: Names, processor: PostProcessor, inferred: Sequence[Inferred]
+) -> dict[UUID, Drafted]:
+    """What each answer becomes, by its key; labels it needs are created in between."""
+    versions = {each.version_id for each in inferred}
+    names = labels_of.get(versions)
+    applied = _apply_all(processor, inferred, names)
+    if any(a.new_labels or "unknown_label" in a.dropped for a in applied.values()):
+        # What is remembered may be seconds old; what creates or drops must be decided on today's.
+        names = labels_of.get(versions, fresh=True)
+        applied = _apply_all(processor, inferred, names)
+        names = _create_labels(labels_of, processor, inferred, applied, names)
+    found = {}
+    for each in inferred:
+        outcome = applied[each.key]
+        ids = names[each.version_id]
+        drafts = tuple((d, ids[d.label]) for d in outcome.drafts if d.label in ids)
+        dropped = [outcome.dropped, each.inference.dropped]
+        if len(drafts) < len(outcome.drafts):
+            dropped.append({"label_cap": len(outcome.drafts) - len(drafts)})
+        found[each.key] = Drafted(
+            text=outcome.text,
+            drafts=drafts,
+            dropped=add_counts(*dropped) if any(dropped) else outcome.dropped,
+        )
+    return found
+
+
+def _apply_all(
+    processor: PostProcessor,
+    inferred: Sequence[Inferred],
+    names: Mapping[UUID, Mapping[str, UUID]],
+) -> dict[UUID, Applied]:
+    resolvers = {version_id: Resolver(processor, known) for version_id, known in names.items()}
+    return {
+        each.key: apply(
+            each.inference,
+            processor,
+            names[each.version_id],
+            each.target,
+            resolvers[each.version_id],
+        )
+        for each in inferred
+    }
+
+
+def _create_labels(
+    labels_of: Names,
+    processor: PostProcessor,
+    inferred: Sequence[Inferred],
+    applied: Mapping[UUID, Applied],
+    names: Mapping[UUID, Mapping[str, UUID]],
+) -> dict[UUID, Mapping[str, UUID]]:
+    """Create what the answers need, version by version; ids by name."""
+    wanted: dict[UUID, dict[str, None]] = {}
+    for each in inferred:
+        for name in applied[each.key].new_labels:
+            wanted.setdefault(each.version_id, {})[name] = None
+    owners = {each.version_id: each.user_id for each in inferred}
+    complete: dict[UUID, Mapping[str, UUID]] = {**names}
+    for version_id in sorted(wanted):
+        ids = labels_of.create(processor, version_id, owners[version_id], list(wanted[version_id]))
+        complete[version_id] = {**complete[version_id], **ids}
     return complete

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from ppworker.domain.labels import MAX_NAME
+from ppworker.domain.text import clean_text
 from ppworker.errors import Invalid
 from ppworker.pipeline.deps import Deps
 from ppworker.store import datasets, labels
@@ -40,10 +41,13 @@ def create_dataset(
     user_id: UUID,
     name: str,
     *,
+    description: str = "",
+    notes: str = "",
+    content_type: str = "documents",
     multi_label: bool = True,
     splits: Sequence[str] = datasets.DEFAULT_SPLITS,
 ) -> Dataset:
-    """Create a dataset with a first version and its splits.
+    """Create a dataset with a first version and its splits, of which there may be none.
 
     Raises:
         Invalid: a name breaks the rules.
@@ -51,10 +55,19 @@ def create_dataset(
     """
     name = checked_name(name)
     names = list(dict.fromkeys(checked_name(split, field="split") for split in splits))
-    if not 1 <= len(names) <= MAX_SPLITS:
-        raise Invalid(f"a dataset begins with 1 to {MAX_SPLITS} splits", field="split")
+    if len(names) > MAX_SPLITS:
+        raise Invalid(f"a dataset begins with {MAX_SPLITS} splits at most", field="split")
     return deps.db.transact(
-        lambda tx: datasets.create_dataset(tx, user_id, name, multi_label=multi_label, splits=names)
+        lambda tx: datasets.create_dataset(
+            tx,
+            user_id,
+            name,
+            description=clean_text(description)[0],
+            notes=clean_text(notes)[0],
+            content_type=checked_name(content_type, field="content_type"),
+            multi_label=multi_label,
+            splits=names,
+        )
     )
 
 

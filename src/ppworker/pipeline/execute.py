@@ -1,6 +1,7 @@
 """One batch of one post-processor: claim, read, ask the model, finish. Read it top to bottom."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,8 @@ from ppworker.domain.answer import parse
 from ppworker.domain.apply import Target
 from ppworker.domain.events import JobMoved
 from ppworker.domain.job import NO_INPUT, Outcome, Status
-from ppworker.domain.post_processor import PostProcessor
+from ppworker.domain.measurements import ModelAsked
+from ppworker.domain.post_processor import TEXT_DOCUMENTS, PostProcessor
 from ppworker.domain.text import clean_text, json_text
 from ppworker.errors import CommitUnknown, RunnerError
 from ppworker.pipeline import answers, finish, patience
@@ -23,6 +25,13 @@ from ppworker.store.db import Tx
 from ppworker.store.jobs import Bound
 
 _ANSWERED = Outcome(kind="answered")
+_DOCX, _DOC = TEXT_DOCUMENTS
+_NO_TEXT = {
+    _DOCX: "the item has no text: the document is broken or locked, so none could be taken out of "
+    "it when it was uploaded",
+    _DOC: "the item has no text: files of the old format .doc are not read; save it as .docx and "
+    "upload that",
+}
 
 
 class Predictor(Protocol):
@@ -125,7 +134,11 @@ def run(
     while the model runs."""
     texts = _read_texts(deps, processor, batch.jobs)
     inputs, ended = _inputs(deps, processor, batch.jobs, texts)
+    started = time.monotonic()
     said = model.predict([each for _, each in inputs], timeout_s=processor.timeout_s)
+    if inputs:
+        took_s = time.monotonic() - started
+        deps.emit([ModelAsked(post_processor=processor.name, seconds=took_s)])
     for (job, given), answer in zip(inputs, said, strict=True):
         target = Target(
             multi_label=job.multi_label,
@@ -134,6 +147,7 @@ def run(
             height=job.height,
             page_count=job.page_count,
             duration_s=job.duration_s,
+            max_text_bytes=deps.settings.max_text_bytes,
         )
         ended.append(_ended(processor, job, answer, target))
     return finish.finish(deps, labels, processor, ended)
@@ -183,7 +197,9 @@ def _inputs(
 
 def _missing(processor: PostProcessor, job: jobs.ClaimedJob, text: str | None) -> Outcome | None:
     if processor.reads == "text" and text is None:
-        message = "the item has no text; a post-processor before this one was to write it"
+        message = _NO_TEXT.get(
+            job.media_type, "the item has no text; a post-processor before this one was to write it"
+        )
         return Outcome(kind="error", code=NO_INPUT, message=message)
     if processor.reads == "file" and job.content_sha256 is None:
         return Outcome(kind="error", code=NO_INPUT, message="the item has no file")

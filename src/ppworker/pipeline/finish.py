@@ -7,14 +7,12 @@ depend on the size of the batch.
 
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from ppworker.domain import replace as replace_rule
-from ppworker.domain import stats as stat_rule
-from ppworker.domain.apply import Draft
 from ppworker.domain.drop import add_counts
 from ppworker.domain.events import Event, JobMoved, LeaseRefused
 from ppworker.domain.job import (
@@ -26,15 +24,16 @@ from ppworker.domain.job import (
     Transition,
     decide,
 )
+from ppworker.domain.measurements import BatchFinished
 from ppworker.domain.post_processor import PostProcessor, input_revision
 from ppworker.errors import StoreRefused
-from ppworker.pipeline import patience
+from ppworker.pipeline import outputs, patience
 from ppworker.pipeline.answers import Ended, Mapped, map_answers
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
-from ppworker.store import annotations, items, jobs, labels, results, stats
+from ppworker.store import items, jobs, post_processors, results
+from ppworker.store.blobs import text_sha256
 from ppworker.store.db import Tx
-from ppworker.store.ids import new_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +62,8 @@ class _Plan:
     """What one transaction will write."""
 
     moves: list[jobs.Move] = field(default_factory=list)
-    texts: dict[UUID, str] = field(default_factory=dict)
-    insert: list[annotations.NewAnnotation] = field(default_factory=list)
-    update: list[annotations.NewAnnotation] = field(default_factory=list)
-    delete: list[UUID] = field(default_factory=list)
+    output: outputs.Plan = field(default_factory=outputs.Plan)
     answers: list[results.Result] = field(default_factory=list)
-    before: dict[UUID, Counter[UUID | None]] = field(default_factory=dict)
-    after: dict[UUID, Counter[UUID | None]] = field(default_factory=dict)
-    splits: dict[UUID, list[UUID]] = field(default_factory=dict)
 
 
 def finish(
@@ -105,7 +98,7 @@ def _write_patiently(
     def write(*, in_doubt: bool) -> Report:
         if in_doubt:
             return _write_unless_written(deps, cache, processor, ended)
-        return _write(deps, processor, map_answers(deps, cache, processor, ended))
+        return _write_as_of_today(deps, cache, processor, ended)
 
     return patience.until_it_answers(write)
 
@@ -129,40 +122,47 @@ def _write_unless_written(
     done = Report(completed=len(written))
     if not missing:
         return done
-    return done.plus(_write(deps, processor, map_answers(deps, cache, processor, missing)))
+    return done.plus(_write_as_of_today(deps, cache, processor, missing))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Read:
-    """What a finish decides on, all of it read after the items' locks were won."""
+class _SettingsChanged(Exception):  # noqa: N818  control flow of this module, never seen outside
+    """The post-processor's settings are not those by which the answers were mapped."""
 
-    items: Mapping[UUID, items.LockedItem]
-    labels: set[UUID]
-    """Labels of the answers that exist, held against deletion."""
-    existing: Mapping[tuple[UUID, UUID], list[replace_rule.Existing]]
-    """Annotations of each (item, version)."""
-    splits: Mapping[tuple[UUID, UUID], list[UUID]]
+
+def _write_as_of_today(
+    deps: Deps, cache: LabelCache, processor: PostProcessor, ended: Sequence[Ended]
+) -> Report:
+    """Map and write, again where the settings changed since they were read.
+
+    What a reapply leaves to a live job is then written with the reapply's settings or newer ones.
+    """
+    while True:
+        try:
+            return _write(deps, processor, map_answers(deps, cache, processor, ended))
+        except _SettingsChanged:
+            with deps.db.look() as tx:
+                today = post_processors.find_post_processor(tx, processor.id)
+            # One that was deleted meanwhile has no settings of today.
+            processor = today or replace(processor, revision="")
 
 
 def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Report:
     by_id = {each.ended.job.id: each for each in mapped}
     tokens = {id_: each.ended.job.lease_token for id_, each in by_id.items()}
-    label_ids = {label_id for each in mapped for _, label_id in each.drafts}
+    label_ids = {label_id for each in mapped if each.drafted for _, label_id in each.drafted.drafts}
 
     def work(tx: Tx) -> tuple[_Plan, set[UUID], list[Event]]:
         locked = items.lock_items(tx, [each.ended.job.item_id for each in mapped])
-        held = jobs.lock_leased(tx, tokens)
-        pairs = [(job.item_id, job.version_id) for job in held]
-        read = _Read(
-            items=locked,
-            labels=labels.lock_labels(tx, label_ids),
-            existing=annotations.read_existing(tx, pairs),
-            splits=items.read_splits(tx, pairs),
-        )
+        held = jobs.lock_leased(tx, tokens, settings_of=processor.id)
+        if processor.revision and held and held[0].settings not in {None, processor.revision}:
+            raise _SettingsChanged
+        read = outputs.read(tx, [(job.item_id, job.version_id) for job in held], label_ids)
         plan = _Plan()
         for job in held:
-            _decide(plan, processor, job, by_id[job.id], read)
-        _write_plan(tx, plan)
+            _decide(plan, processor, job, by_id[job.id], locked.get(job.item_id), read)
+        outputs.write(tx, plan.output)
+        results.write_results(tx, plan.answers)
+        jobs.move(tx, plan.moves)
         failed = [m.job.id for m in plan.moves if m.transition.to is Status.FAILED]
         stopped = jobs.stop_successors(tx, failed)
         woken = jobs.recompute_ready(tx, [job.item_id for job in held])
@@ -170,10 +170,16 @@ def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Re
             woken.add(processor.id)
         return plan, woken, [*_moved(processor, plan), *stopped_events(stopped)]
 
+    started = time.monotonic()
     plan, woken, events = deps.db.transact(work)
+    took_s = time.monotonic() - started
     held_ids = {m.job.id for m in plan.moves}
     lost = [each.ended.job for each in mapped if each.ended.job.id not in held_ids]
-    deps.emit([*events, *_refused(processor, lost)])
+    measured: list[Event] = [
+        outputs.written(processor.name, plan.output),
+        BatchFinished(post_processor=processor.name, seconds=took_s),
+    ]
+    deps.emit([*events, *_refused(processor, lost), *measured])
     deps.hint(woken)
     ends = Counter(m.transition.to for m in plan.moves)
     return Report(
@@ -185,42 +191,29 @@ def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Re
 
 
 def _decide(
-    plan: _Plan, processor: PostProcessor, job: jobs.HeldJob, mapped: Mapped, read: _Read
+    plan: _Plan,
+    processor: PostProcessor,
+    job: jobs.HeldJob,
+    mapped: Mapped,
+    item: items.LockedItem | None,
+    read: outputs.Read,
 ) -> None:
     """Add to the plan what becomes of one held job, by the pure rules."""
-    transition = _transition(processor, job, mapped.ended.outcome, read.items.get(job.item_id))
-    answer, applied = mapped.ended.answer, mapped.applied
-    if not transition.keep_result or answer is None or applied is None:
+    transition = _transition(processor, job, mapped.ended.outcome, item)
+    answer, drafted = mapped.ended.answer, mapped.drafted
+    if not transition.keep_result or answer is None or drafted is None or item is None:
         plan.moves.append(jobs.Move(job=job, transition=transition))
         return
-    pair = (job.item_id, job.version_id)
-    existing, splits = read.existing.get(pair, []), read.splits.get(pair, [])
-    drafts = [(draft, label_id) for draft, label_id in mapped.drafts if label_id in read.labels]
-    changes = replace_rule.replace(
-        existing,
-        drafts,
-        processor_id=processor.id,
-        order=processor.order,
-        multi_label=answer.target.multi_label,
+    origin = outputs.Origin(
+        job.id, job.item_id, job.version_id, mapped.ended.job.user_id, answer.model_version
     )
-    dropped = [mapped.dropped, changes.dropped, answer.inference.dropped]
+    _, dropped = outputs.add(
+        plan.output, processor, origin, drafted, read, multi_label=answer.target.multi_label
+    )
     if answer.refused:
         dropped.append({"refused_values": answer.refused})
-    if len(drafts) < len(mapped.drafts):
-        dropped.append({"label_deleted": len(mapped.drafts) - len(drafts)})
-    if applied.text is not None:
-        plan.texts[job.item_id] = applied.text
-    plan.insert += [
-        _row(job, mapped, splits, draft, label_id, new_id()) for draft, label_id in changes.insert
-    ]
-    plan.update += [
-        _row(job, mapped, splits, update.draft, update.label_id, update.id)
-        for update in changes.update
-    ]
-    plan.delete += changes.delete
-    plan.before[job.id] = replace_rule.label_counts(existing)
-    plan.after[job.id] = replace_rule.label_counts_after(existing, changes)
-    plan.splits[job.id] = splits
+    if drafted.text is not None:
+        plan.output.texts[job.item_id] = drafted.text
     plan.answers.append(
         results.Result(
             version_id=job.version_id,
@@ -230,6 +223,8 @@ def _decide(
             raw=answer.raw,
             model_version=answer.model_version,
             input_revision=job.input_revision,
+            text_sha256=item.text_sha256 if drafted.text is None else text_sha256(drafted.text),
+            refused=answer.refused,
         )
     )
     counted = json.dumps(add_counts(*dropped)) if any(dropped) else "{}"
@@ -247,51 +242,6 @@ def _transition(
         return decide_held(job, _DELETED)
     seen = input_revision(processor.reads, item.content_sha256, item.text_sha256)
     return decide_held(job, outcome, input_changed=seen != job.input_revision)
-
-
-def _row(
-    job: jobs.HeldJob,
-    mapped: Mapped,
-    splits: list[UUID],
-    draft: Draft,
-    label_id: UUID,
-    id_: UUID,
-) -> annotations.NewAnnotation:
-    answer = mapped.ended.answer
-    return annotations.NewAnnotation(
-        id=id_,
-        version_id=job.version_id,
-        item_id=job.item_id,
-        label_id=label_id,
-        split_id=splits[0] if splits else None,
-        user_id=mapped.ended.job.user_id,
-        kind=draft.kind,
-        geometry=None if draft.geometry is None else json.dumps(draft.geometry),
-        coordinates=draft.coordinates,
-        text=draft.text,
-        page=draft.page,
-        score=draft.score,
-        source="model",
-        post_processor_id=job.post_processor_id,
-        job_id=job.id,
-        model_version=answer.model_version if answer else "",
-        review="suggested",
-        fingerprint=draft.fingerprint,
-    )
-
-
-def _write_plan(tx: Tx, plan: _Plan) -> None:
-    # What a first run of a model seldom has costs no round trip.
-    if plan.delete:
-        annotations.delete_suggestions(tx, plan.delete)
-    if plan.update:
-        annotations.update_predictions(tx, plan.update)
-    if plan.texts:
-        items.write_texts(tx, plan.texts)
-    annotations.insert_annotations(tx, plan.insert)
-    stats.append_deltas(tx, stat_rule.deltas(plan.before, plan.after, plan.splits))
-    results.write_results(tx, plan.answers)
-    jobs.move(tx, plan.moves)
 
 
 def release(deps: Deps, names: Mapping[UUID, str], held: Mapping[UUID, tuple[UUID, int]]) -> int:
@@ -357,6 +307,7 @@ def moved_event(post_processor: str, job: jobs.HeldJob, transition: Transition) 
         reason=transition.reason,
         error=transition.error,
         seconds=job.ran_s,
+        age_s=job.age_s,
     )
 
 
@@ -373,6 +324,7 @@ def stopped_events(rows: Sequence[jobs.Stopped]) -> list[Event]:
             to=Status.FAILED,
             cause=PREDECESSOR_FAILED,
             reason=PREDECESSOR_FAILED,
+            age_s=row.age_s,
         )
         for row in rows
     ]

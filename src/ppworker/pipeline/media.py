@@ -1,21 +1,36 @@
 """Finds out what a file is from its bytes, without trusting its name or decoding its content.
 
 Any content is accepted: what cannot be measured stays None with a note, and the job that needs it
-fails later with a clear reason.
+fails later with a clear reason. Sounds and documents are looked into in a process of their own
+(`ppworker.runners.inspector`), for which several files share an `Inspection`.
 """
 
 import codecs
 import hashlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import puremagic
 from PIL import ExifTags, Image
 
+from ppworker.domain.post_processor import TEXT_DOCUMENTS
+from ppworker.errors import RunnerError
 from ppworker.pipeline.names import extension_of
-from ppworker.pipeline.signatures import EXTENSIONS, IMAGE_FORMATS, by_signature, text_type
+from ppworker.pipeline.signatures import (
+    EXTENSIONS,
+    IMAGE_FORMATS,
+    OLE,
+    by_signature,
+    ole_type,
+    text_type,
+)
+from ppworker.runners import inspector, word
+from ppworker.runners.base import RunnerInput
+from ppworker.runners.inspector import Inspection
 
 EMPTY = "application/x-empty"
 UNKNOWN = "application/octet-stream"
@@ -24,8 +39,12 @@ MAX_IMAGE_PIXELS = 178_956_970
 MIN_CONFIDENCE = 0.4
 """Least confidence of a guess by puremagic: a signature of about four bytes."""
 
+MAX_PAGES = 10_000
+"""Pages of an image that are counted; one with more has no page count."""
+
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 8192
+_TAIL_BYTES = 65_536
 # Control characters that plain text files do contain: tab, line ends, form feed, escape.
 _TEXT_CONTROLS = b"\t\n\x0b\x0c\r\x1b"
 _OTHER_CONTROLS = bytes(set(range(32)) - set(_TEXT_CONTROLS)) + b"\x7f"
@@ -45,28 +64,45 @@ class Media:
     """Of the image as it stands upright (EXIF orientation applied), in pixels."""
     height: int | None = None
     page_count: int | None = None
-    """Of a PDF."""
+    """Of a PDF or a TIFF."""
+    duration_s: float | None = None
+    """Of the sound, or of the sound of a video."""
+    text: str | None = None
+    """Of a document whose text is not its bytes."""
+    is_text_too_long: bool = False
+    """Whether that text was not taken because it is longer than allowed."""
     size_bytes: int
     sha256: str
     """Of the bytes, in hexadecimal."""
     note: str = ""
-    """Why a size or page count is missing where one is to be expected."""
+    """Why a size, page count, duration or text is missing where one is to be expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
     head: bytes
+    tail: bytes
     size_bytes: int
     sha256: str
     is_text: bool
 
 
-def inspect(path: Path, name: str) -> Media:
+def type_of(path: Path, name: str) -> str:
+    """Media type of the file alone.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _media_type(_read(path), extension_of(name))
+
+
+def inspect(path: Path, name: str, look_into: Inspection) -> Media:
     """Facts about the file, in bounded memory.
 
     Args:
         path: the file to read.
         name: as the client calls it.
+        look_into: for sounds and documents.
 
     Raises:
         OSError: the file cannot be read. Content, however broken, raises nothing.
@@ -74,37 +110,37 @@ def inspect(path: Path, name: str) -> Media:
     content = _read(path)
     extension = extension_of(name)
     media_type = _media_type(content, extension)
-    width = height = page_count = None
-    note = ""
+    facts: dict[str, Any] = {}
     if media_type in IMAGE_FORMATS:
-        width, height, note = _image_size(path, IMAGE_FORMATS[media_type])
+        facts = _image_facts(path, IMAGE_FORMATS[media_type])
     elif media_type == "application/pdf":
-        page_count, note = _page_count(path)
+        facts["page_count"], facts["note"] = _page_count(path)
+    elif media_type in inspector.MEDIA_TYPES:
+        facts = _inner_facts(path, media_type, look_into)
+    media_type = facts.pop("media_type", media_type)
     return Media(
         media_type=media_type,
         extension=extension or EXTENSIONS.get(media_type, ""),
-        width=width,
-        height=height,
-        page_count=page_count,
         size_bytes=content.size_bytes,
         sha256=content.sha256,
-        note=note,
+        **facts,
     )
 
 
 def _read(path: Path) -> _Content:
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
-    head, size_bytes, is_text = b"", 0, True
+    head, tail, size_bytes, is_text = b"", b"", 0, True
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             head = head or chunk[:_HEAD_BYTES]
+            tail = (tail + chunk)[-_TAIL_BYTES:]
             size_bytes += len(chunk)
             digest.update(chunk)
             is_text = is_text and _goes_on_as_text(chunk, decoder)
     if is_text:
         is_text = _goes_on_as_text(b"", decoder, final=True)
-    return _Content(head, size_bytes, digest.hexdigest(), is_text)
+    return _Content(head, tail, size_bytes, digest.hexdigest(), is_text)
 
 
 def _goes_on_as_text(
@@ -123,8 +159,10 @@ def _goes_on_as_text(
 def _media_type(content: _Content, extension: str) -> str:
     if content.size_bytes == 0:
         return EMPTY
-    if found := by_signature(content.head):
+    if found := by_signature(content.head, content.tail):
         return found
+    if content.head.startswith(OLE):
+        return ole_type(extension)
     if content.is_text:
         return text_type(content.head, extension)
     return _guess(content.head)
@@ -142,19 +180,54 @@ def _guess(head: bytes) -> str:
     return UNKNOWN
 
 
-def _image_size(path: Path, image_format: str) -> tuple[int | None, int | None, str]:
+def _image_facts(path: Path, image_format: str) -> dict[str, Any]:
     try:
         # Only the header is read, and only by the reader of this one format.
         with Image.open(path, formats=[image_format]) as image:
             width, height = image.size
             is_turned = _is_turned(image)
+            if not 0 < width * height <= MAX_IMAGE_PIXELS:
+                return {"note": "too many pixels" if width * height else "no pixels"}
+            pages = _pages_of(image) if image_format == "TIFF" else {}
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return None, None, "too many pixels"
+        return {"note": "too many pixels"}
     except Exception as error:  # noqa: BLE001  readers of hostile bytes may fail in any way
-        return None, None, f"unreadable image ({type(error).__name__})"
-    if not 0 < width * height <= MAX_IMAGE_PIXELS:
-        return None, None, "too many pixels" if width * height else "no pixels"
-    return (height, width, "") if is_turned else (width, height, "")
+        return {"note": f"unreadable image ({type(error).__name__})"}
+    if is_turned:
+        width, height = height, width
+    return {"width": width, "height": height, **pages}
+
+
+def _pages_of(image: Image.Image) -> dict[str, Any]:
+    """How many pages there are: by walking from one to the next, for no header counts them."""
+    count = 1
+    try:
+        while count <= MAX_PAGES:
+            image.seek(count)
+            count += 1
+    except EOFError:
+        return {"page_count": count}
+    except Exception as error:  # noqa: BLE001  as above; the first page may be read nevertheless
+        return {"note": f"page {count + 1} is unreadable ({type(error).__name__})"}
+    return {"note": "too many pages"}
+
+
+def _inner_facts(path: Path, media_type: str, look_into: Inspection) -> dict[str, Any]:
+    found = look_into.look(RunnerInput(key="", media_type=media_type, path=path))
+    if isinstance(found, RunnerError):
+        is_document = media_type in TEXT_DOCUMENTS
+        return {
+            "note": str(found),
+            "is_text_too_long": is_document and found.code == word.TEXT_TOO_LONG,
+        }
+    return _sound_facts(media_type, found.raw) if "duration_s" in found.raw else dict(found.raw)
+
+
+def _sound_facts(media_type: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    # The same container serves sounds and videos; only what is in it tells.
+    is_sound = media_type == "video/mp4" and not raw["has_video"]
+    facts = {"duration_s": raw["duration_s"]}
+    return facts | ({"media_type": "audio/mp4"} if is_sound else {})
 
 
 def _is_turned(image: Image.Image) -> bool:

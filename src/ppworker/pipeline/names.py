@@ -29,6 +29,14 @@ def clean_name(name: str) -> str:
     return stem[: MAX_NAME - len(ending) - 1] + dot + ending
 
 
+def shown_name(name: str) -> str:
+    """A name that a person chose, without control and reordering characters, `MAX_NAME` at most.
+
+    It need not be a file's: a slash in it is a letter like any other, and it may be empty.
+    """
+    return "".join(character for character in name if _is_harmless(character)).strip()[:MAX_NAME]
+
+
 def extension_of(name: str) -> str:
     """Extension in lower case without dot; empty where there is none that looks like one."""
     stem, _, ending = clean_name(name).rpartition(".")

@@ -1,6 +1,6 @@
 """What people do to jobs and post-processors: retry, cancel, pause, resume, backfill."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from ppworker.domain.post_processor import ItemFacts, PostProcessor, plan_jobs
 from ppworker.errors import Conflict, NotFound
 from ppworker.pipeline import finish, ingest
 from ppworker.pipeline.deps import Deps
-from ppworker.store import items, job_operations, jobs, post_processors
+from ppworker.store import idempotency, items, job_operations, jobs, post_processors
 from ppworker.store.datasets import Split
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
@@ -26,6 +26,14 @@ class Operated:
     changed: int
     skipped: int = 0
     """Left alone: not in a state that allows it, or a live job has taken the place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Once:
+    """An idempotency key, and the hash of what was asked for with it."""
+
+    key: str
+    digest: str
 
 
 def retry(deps: Deps, user_id: UUID, job_id: UUID, *, successors: bool = False) -> None:
@@ -56,10 +64,46 @@ def retry(deps: Deps, user_id: UUID, job_id: UUID, *, successors: bool = False) 
     status = job.status if job else "gone"
     if status == Status.FAILED:
         raise Conflict(
-            f"job {job_id} cannot be retried: a newer job of its post-processor and item lives",
+            f"job {job_id} cannot be retried: its post-processor was deleted, or a newer job "
+            "of it and of the item lives",
             field="job",
         )
     raise Conflict(f"job {job_id} is {status}; only failed jobs can be retried", field="job")
+
+
+def retry_once(
+    deps: Deps, user_id: UUID, job_id: UUID, once: Once, *, successors: bool = False
+) -> Operated | None:
+    """Retry a job for a message that may come again: key and transition commit together.
+
+    A job that has not failed, or whose place a newer one has taken, is skipped, and the key is
+    used up all the same: a late copy of the message must not start what failed after it was sent.
+
+    Returns:
+        What it did, None when the key was known.
+
+    Raises:
+        NotFound: there is no such job, or it is somebody else's.
+        Conflict: the key was used for something else.
+    """
+    with deps.db.begin() as tx:
+        job = job_operations.find_job(tx, user_id, job_id)
+    if job is None:
+        raise _no_job(job_id)
+    is_known = False
+
+    def claim(tx: Tx) -> bool:
+        nonlocal is_known
+        known = idempotency.claim_key(tx, user_id, once.key, once.digest, [job_id])
+        if known is not None and known.request_sha256 != once.digest:
+            raise Conflict(
+                f"key '{once.key}' was used for something else; choose a new key", field="key"
+            )
+        is_known = known is not None
+        return not is_known
+
+    done = _retry(deps, [(job_id, job.item_id)], successors=successors, claim=claim)
+    return None if is_known else done
 
 
 def retry_failed(
@@ -93,21 +137,44 @@ def retry_failed(
         after = found[-1][0]
 
 
-def _retry(deps: Deps, wanted: Sequence[tuple[UUID, UUID]], *, successors: bool) -> Operated:
-    def work(tx: Tx) -> tuple[list[job_operations.Retried], set[UUID]]:
+def _always(tx: Tx) -> bool:  # noqa: ARG001  a claim's shape
+    return True
+
+
+def _retry(
+    deps: Deps,
+    wanted: Sequence[tuple[UUID, UUID]],
+    *,
+    successors: bool,
+    claim: Callable[[Tx], bool] = _always,
+) -> Operated:
+    def work(tx: Tx) -> tuple[list[job_operations.Retried], set[UUID], list[Event]]:
+        if not claim(tx):
+            return [], set(), []
         item_ids = [item_id for _, item_id in wanted]
         items.lock_items(tx, item_ids)
         retried = job_operations.retry(tx, [id_ for id_, _ in wanted])
         revived = job_operations.revive_successors(tx, [job.id for job in retried])
+        planned = []
         if successors:
-            job_operations.insert_successors(tx, [job.id for job in retried])
+            planned = job_operations.insert_successors(tx, [job.id for job in retried])
+        names = jobs.names_of(tx, {job.post_processor_id for job in planned}) if planned else {}
         woken = jobs.recompute_ready(tx, item_ids)
         # Last: a claim takes no item lock, and one may have come before the line above.
         job_operations.rerun_processing_successors(tx, [job.id for job in retried])
-        return [*retried, *revived], woken
+        return [*retried, *revived], woken, ingest.planned_events(planned, names, origin="rerun")
 
-    retried, woken = deps.db.transact(work)
-    events: list[Event] = [
+    retried, woken, planned = deps.db.transact(work)
+    deps.emit([*retried_events(retried), *planned])
+    deps.hint(woken)
+    ids = {id_ for id_, _ in wanted}
+    changed = sum(1 for job in retried if job.id in ids)
+    return Operated(changed=changed, skipped=len(wanted) - changed)
+
+
+def retried_events(retried: Iterable[job_operations.Retried]) -> list[Event]:
+    """The facts that failed jobs are pending again."""
+    return [
         JobMoved(
             job_id=job.id,
             item_id=job.item_id,
@@ -120,11 +187,6 @@ def _retry(deps: Deps, wanted: Sequence[tuple[UUID, UUID]], *, successors: bool)
         )
         for job in retried
     ]
-    deps.emit(events)
-    deps.hint(woken)
-    ids = {id_ for id_, _ in wanted}
-    changed = sum(1 for job in retried if job.id in ids)
-    return Operated(changed=changed, skipped=len(wanted) - changed)
 
 
 def cancel(deps: Deps, user_id: UUID, job_id: UUID) -> None:
@@ -151,11 +213,12 @@ def cancel(deps: Deps, user_id: UUID, job_id: UUID) -> None:
     cancelled, stopped, woken = deps.db.transact(work)
     if not cancelled:
         raise Conflict(f"job {job_id} is over; only live jobs can be cancelled", field="job")
-    deps.emit([*(_cancelled(job) for job in cancelled), *finish.stopped_events(stopped)])
+    deps.emit([*(cancelled_event(job) for job in cancelled), *finish.stopped_events(stopped)])
     deps.hint(woken)
 
 
-def _cancelled(job: job_operations.Cancelled) -> Event:
+def cancelled_event(job: job_operations.Cancelled) -> Event:
+    """The fact that a live job was ended."""
     return JobMoved(
         job_id=job.id,
         item_id=job.item_id,
@@ -166,6 +229,8 @@ def _cancelled(job: job_operations.Cancelled) -> Event:
         to=Status.FAILED,
         cause="cancelled",
         reason="cancelled",
+        seconds=job.ran_s,
+        age_s=job.age_s,
     )
 
 
@@ -230,7 +295,7 @@ def _backfill_chunk(
     seen, planned = deps.db.transact(work)
     if not seen:
         return None
-    ingest.announce_planned(deps, planned, [processor])
+    ingest.announce_planned(deps, planned, [processor], origin="backfill")
     if planned:
         deps.hint([processor.id])
     return seen[-1], Operated(changed=len(planned), skipped=len(seen) - len(planned))

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from ppworker.errors import CommitUnknown, StoreUnavailable
@@ -20,13 +21,17 @@ class Step(Protocol[T_co]):
     def __call__(self, *, in_doubt: bool) -> T_co: ...
 
 
-def until_it_answers(step: Step[T_co]) -> T_co:
-    """Do the step, again and again while PostgreSQL is away.
+def _never() -> bool:
+    return False
+
+
+def until_it_answers(step: Step[T_co], *, give_up: Callable[[], bool] = _never) -> T_co:
+    """Do the step, again and again while PostgreSQL is away and ``give_up`` is not true.
 
     Raises:
-        StoreUnavailable: it stayed away for ten minutes.
+        StoreUnavailable: it stayed away for ten minutes, or until ``give_up``.
     """
-    give_up = time.monotonic() + _PATIENCE_S
+    last_at = time.monotonic() + _PATIENCE_S
     wait_s = _FIRST_WAIT_S
     in_doubt = False
     while True:
@@ -34,7 +39,7 @@ def until_it_answers(step: Step[T_co]) -> T_co:
             return step(in_doubt=in_doubt)
         except StoreUnavailable as error:
             in_doubt = in_doubt or isinstance(error, CommitUnknown)
-            if time.monotonic() > give_up:
+            if time.monotonic() > last_at or give_up():
                 raise
         time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  only spreads
         wait_s = min(wait_s * 2, _LONGEST_WAIT_S)

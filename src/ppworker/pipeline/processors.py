@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 from uuid import UUID
 
-from ppworker.domain.inference import Task
+from ppworker.domain.inference import TASKS, Task
 from ppworker.domain.labels import MAX_NAME, normalise_label
 from ppworker.domain.post_processor import OUTPUT_TARGETS, OutputTarget, PostProcessor
-from ppworker.domain.text import clean_json
+from ppworker.domain.text import clean_json, clean_text
 from ppworker.errors import Invalid
 from ppworker.pipeline.catalogue import checked_name
 from ppworker.pipeline.deps import Deps
@@ -26,6 +26,16 @@ _MOSTLY_TEXT = frozenset({"ocr", "stt"})
 """Tasks that are asked for the text and nothing else unless somebody says so."""
 _ON_FAILURE: dict[str, Literal["continue", "stop"]] = {"continue": "continue", "stop": "stop"}
 
+BUILT_IN: Mapping[Task, str] = {
+    "classification": "magika",
+    "detection": "rapidocr-boxes",
+    "ner": "usaddress",
+    "ocr": "rapidocr",
+    "stt": "pocketsphinx",
+}
+"""The runner of a task for whom nobody named one."""
+
+_MAX_DESCRIPTION = 10_000
 _MAX_PREFIX = 100
 _MAX_EXTENSION = 16
 _MAX_ORDER = 1_000_000
@@ -41,6 +51,8 @@ class Wanted:
 
     name: str
     runner: str
+    description: str = ""
+    enabled: bool = True
     model_type: str | None = None
     """None: the runner's natural one."""
     output_target: str | None = None
@@ -78,19 +90,55 @@ def create(
         Invalid: something of it cannot work; ``field`` names it, the message says what would.
         Conflict: the dataset has one of that name.
     """
-    processor = _checked(dataset, wanted, by_path=by_path)
+    processor = checked(dataset, wanted, by_path=by_path)
 
     def work(tx: Tx) -> None:
-        _check_splits(tx, user_id, dataset, processor)
-        _check_mapped_ids(tx, dataset, processor)
+        check_references(tx, user_id, dataset, processor)
         post_processors.create_post_processor(tx, user_id, processor)
 
     deps.db.transact(work)
     return processor
 
 
-def _checked(dataset: Dataset, wanted: Wanted, *, by_path: bool) -> PostProcessor:
+def built_in(model_type: str) -> str:
+    """Name of the runner that comes with ppworker for a task.
+
+    Raises:
+        Invalid: the task is unknown, or no model for it comes with ppworker.
+    """
+    for task in TASKS:
+        if task == model_type:
+            break
+    else:
+        raise Invalid(f"must be one of {', '.join(TASKS)}, not '{model_type}'", field="model_type")
+    found = BUILT_IN.get(task)
+    if found is None or found not in registry.names():
+        raise Invalid(
+            f"no model for {model_type} is built in; name a runner that serves it "
+            f"(known are {', '.join(registry.names())})",
+            field="runner",
+        )
+    return found
+
+
+def checked(
+    dataset: Dataset, wanted: Wanted, *, by_path: bool, id_: UUID | None = None
+) -> PostProcessor:
+    """The post-processor that is asked for, checked as far as that needs no database.
+
+    Args:
+        dataset: where it is to be.
+        wanted: what is asked for.
+        by_path: whether the runner may be named ``module:Class``.
+        id_: of one that exists; None makes a new one.
+
+    Raises:
+        Invalid: something of it cannot work.
+    """
     name = checked_name(wanted.name)
+    description, _ = clean_text(wanted.description)
+    if len(description) > _MAX_DESCRIPTION:
+        raise Invalid(f"has at most {_MAX_DESCRIPTION} characters", field="description")
     config, unfit = clean_json(dict(wanted.runner_config))
     if unfit:
         raise Invalid(
@@ -105,9 +153,11 @@ def _checked(dataset: Dataset, wanted: Wanted, *, by_path: bool) -> PostProcesso
     if on_failure is None:
         raise Invalid(f"must be one of {', '.join(_ON_FAILURE)}", field="on_failure")
     return PostProcessor(
-        id=new_id(),
+        id=id_ or new_id(),
         dataset_id=dataset.id,
         name=name,
+        description=description,
+        enabled=wanted.enabled,
         model_type=model_type,
         runner=wanted.runner,
         runner_config=config,
@@ -218,6 +268,16 @@ def _prefix(given: str) -> str:
             field="label_prefix",
         )
     return given
+
+
+def check_references(tx: Tx, user_id: UUID, dataset: Dataset, processor: PostProcessor) -> None:
+    """Make sure that the splits and labels it names are there.
+
+    Raises:
+        Invalid: one is not.
+    """
+    _check_splits(tx, user_id, dataset, processor)
+    _check_mapped_ids(tx, dataset, processor)
 
 
 def _check_splits(tx: Tx, user_id: UUID, dataset: Dataset, processor: PostProcessor) -> None:

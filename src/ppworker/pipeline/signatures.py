@@ -1,5 +1,7 @@
 """Table of the first bytes by which kinds of files are known."""
 
+from ppworker.domain.post_processor import TEXT_DOCUMENTS
+
 EXTENSIONS = {
     "image/png": "png",
     "image/jpeg": "jpg",
@@ -12,6 +14,8 @@ EXTENSIONS = {
     "image/x-icon": "ico",
     "image/svg+xml": "svg",
     "application/pdf": "pdf",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "docx",
+    "application/msword": "doc",
     "application/zip": "zip",
     "application/gzip": "gz",
     "audio/wav": "wav",
@@ -82,8 +86,20 @@ _BRANDS = {
 }
 """Major brands of ISO media files; every other is taken for MP4 video."""
 
+OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+"""Container of the old office formats, and of new ones that are locked by a password."""
+
+_DOCX, _DOC = TEXT_DOCUMENTS
+_OLE_TYPES = {
+    "docx": _DOCX,
+    "xls": "application/vnd.ms-excel",
+    "ppt": "application/vnd.ms-powerpoint",
+    "msg": "application/vnd.ms-outlook",
+    "msi": "application/x-msi",
+}
+
 _OFFICE = (
-    (b"word/", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+    (b"word/", _DOCX),
     (b"xl/", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
     (b"ppt/", "application/vnd.openxmlformats-officedocument.presentationml.presentation"),
 )
@@ -109,15 +125,23 @@ _TEXT_BY_EXTENSION = {
 }
 
 
-def by_signature(head: bytes) -> str | None:
-    """Media type of a file that begins with these bytes, None where the table knows none."""
+def by_signature(head: bytes, tail: bytes = b"") -> str | None:
+    """Media type of a file that begins and ends with these bytes, None where the table knows none.
+
+    The last bytes of a ZIP file name what is in it, in whatever order it was written.
+    """
     for prefix, media_type in _PREFIXES:
         if head.startswith(prefix):
             return media_type
-    return _by_container(head) or _by_weak_signature(head)
+    return _by_container(head, tail) or _by_weak_signature(head)
 
 
-def _by_container(head: bytes) -> str | None:
+def ole_type(extension: str) -> str:
+    """Media type of a file that begins with `OLE`: what is in it only its extension tells."""
+    return _OLE_TYPES.get(extension, _DOC)
+
+
+def _by_container(head: bytes, tail: bytes) -> str | None:
     """Kinds whose first bytes name a container, and later ones what is in it."""
     if head.startswith(b"RIFF"):
         return _RIFF.get(head[8:12])
@@ -128,7 +152,7 @@ def _by_container(head: bytes) -> str | None:
     if head.startswith(b"\x1a\x45\xdf\xa3"):
         return "video/webm" if b"webm" in head[:64] else "video/x-matroska"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _zip_type(head)
+        return _zip_type(head, tail)
     return None
 
 
@@ -144,15 +168,16 @@ def text_type(head: bytes, extension: str) -> str:
     return _TEXT_BY_EXTENSION.get(extension, "text/plain")
 
 
-def _zip_type(head: bytes) -> str:
+def _zip_type(head: bytes, tail: bytes) -> str:
     # Documents of the OpenDocument family and EPUB name their type in a first, unpacked entry.
     if head[30:38] == b"mimetype":
         declared = head[38 : 38 + int.from_bytes(head[18:22], "little")]
         if declared.isascii() and len(declared) < 100 and declared.count(b"/") == 1:  # noqa: PLR2004
             return declared.decode("ascii").strip()
-    if b"[Content_Types].xml" in head:
+    names = head + tail
+    if b"[Content_Types].xml" in names:
         for folder, media_type in _OFFICE:
-            if folder in head:
+            if folder in names:
                 return media_type
     return "application/zip"
 

@@ -23,6 +23,7 @@ from ppworker.errors import Invalid, RunnerError
 from ppworker.pipeline import ingest, media
 from ppworker.pipeline.deps import Deps
 from ppworker.runners.base import RunnerInput
+from ppworker.runners.inspector import Inspection
 from ppworker.runners.pool import RunnerPool
 from ppworker.store import datasets, labels
 
@@ -84,7 +85,12 @@ def try_out(
     raw, _ = clean_json(answer.raw)
     trial = replace(trial, model_version=answer.model_version, raw=raw)
     target = Target(
-        text=given.text, width=found.width, height=found.height, page_count=found.page_count
+        text=given.text,
+        width=found.width,
+        height=found.height,
+        page_count=found.page_count,
+        duration_s=found.duration_s,
+        max_text_bytes=deps.settings.max_text_bytes,
     )
     return _applied(deps, processor, trial, target, version_id)
 
@@ -105,7 +111,8 @@ def _applied(
 
 def _input(deps: Deps, processor: PostProcessor, path: Path) -> tuple[RunnerInput, media.Media]:
     try:
-        found = media.inspect(path, path.name)
+        with Inspection(max_text_bytes=deps.settings.max_text_bytes) as inspection:
+            found = media.inspect(path, path.name, inspection)
     except OSError as error:
         raise Invalid(f"'{path}' cannot be read ({error.strerror})", field="PATH") from None
     if processor.reads != "text":
@@ -118,17 +125,24 @@ def _input(deps: Deps, processor: PostProcessor, path: Path) -> tuple[RunnerInpu
             )
         given = RunnerInput(key="trial", name=path.name, media_type=found.media_type, path=path)
         return given, found
-    if found.media_type not in ingest.TEXT_TYPES:
-        raise Invalid(
-            f"'{path}' is {found.media_type}; runner '{processor.runner}' reads text", field="PATH"
-        )
-    if found.size_bytes > deps.settings.max_text_bytes:
-        raise Invalid(
-            f"'{path}' has more than {deps.settings.max_text_bytes} bytes of text", field="PATH"
-        )
-    text, _ = clean_text(path.read_bytes().decode("utf-8-sig"))
+    text, _ = clean_text(_text(deps, processor, path, found))
     given = RunnerInput(key="trial", name=path.name, media_type=found.media_type, text=text)
     return given, found
+
+
+def _text(deps: Deps, processor: PostProcessor, path: Path, found: media.Media) -> str:
+    is_text, most = found.media_type in ingest.TEXT_TYPES, deps.settings.max_text_bytes
+    if found.is_text_too_long or (is_text and found.size_bytes > most):
+        raise Invalid(f"'{path}' has more than {most} bytes of text", field="PATH")
+    if is_text:
+        return path.read_bytes().decode("utf-8-sig")
+    if found.text is None:
+        note = f" ({found.note})" if found.note else ""
+        raise Invalid(
+            f"'{path}' is {found.media_type}{note}; runner '{processor.runner}' reads text",
+            field="PATH",
+        )
+    return found.text
 
 
 def _sample(processor: PostProcessor, folder: Path) -> Path:

@@ -2,7 +2,8 @@
 
 A runner turns a batch of inputs into one raw answer or one error per input, in order. A raw answer
 is a JSON object in the native shape (``domain/answer.py`` reads it): ``text``, ``predictions``
-(``label``, ``score``, and ``bbox``, ``polygon`` or ``start``/``end``), ``pages`` for documents.
+(``label``, ``score``, and ``bbox``, ``polygon`` or ``start``/``end``), ``pages`` for documents,
+``segments`` for speech.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,14 @@ class RunnerSpec:
     """Most inputs of one ``predict``."""
     isolated: bool = True
     """Run in a child process, so that a crash or a hang costs one attempt and not the worker."""
+    memory_mb: int | None = None
+    """Most address space of that child process, where the system can limit it; None: no limit."""
     labels: tuple[str, ...] | None = None
     """Labels it can answer, None where they are open."""
     thread_safe: bool = False
     """Whether threads may share one instance; only asked of runners that are not isolated."""
+    paths: tuple[str, ...] = ()
+    """Options that name files of the worker's machine: none for strangers to set."""
     needs: tuple[str, ...] = ()
     """Top-level modules that ``load`` imports; they need not be installed to read the spec."""
     extra: str = ""

@@ -8,6 +8,7 @@ pipe that nobody writes to and whose end says that the worker is gone.
 import contextlib
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -53,6 +54,7 @@ def _serve(channel: wire.Channel) -> None:
 def _load(name: str, config: dict[str, Any]) -> Runner:
     try:
         runner = registry.build(name, config)
+        _limit_memory(runner.spec.memory_mb)
         runner.load()
     except RunnerError:
         raise
@@ -63,6 +65,17 @@ def _load(name: str, config: dict[str, Any]) -> Runner:
             f"the model cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     return runner
+
+
+def _limit_memory(megabytes: int | None) -> None:
+    """Let what hostile input makes a library ask for fail, before the machine runs out of it."""
+    if megabytes is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = megabytes << 20
+        # Never above what the operator allowed; a system that cannot limit it goes on without.
+        if most == resource.RLIM_INFINITY or wanted < most:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_AS, (wanted, most))
 
 
 def _answer(runner: Runner, request: dict[str, Any], *, limit: int) -> bytes:

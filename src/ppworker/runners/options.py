@@ -17,6 +17,20 @@ def whole_number(name: str, value: object, *, low: int, high: int) -> int:
     return value
 
 
+def number(name: str, value: object, *, low: float, high: float) -> float:
+    """The value as a number between two bounds, both allowed.
+
+    Raises:
+        Invalid: it is not one; the message names the option and its bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise Invalid(
+            f"{name} must be a number from {low:g} to {high:g}, not {value!r}",
+            field=f"runner_config.{name}",
+        )
+    return float(value)
+
+
 def fraction(name: str, value: object) -> float:
     """The value as a number between 0 and 1, both allowed.
 

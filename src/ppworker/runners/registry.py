@@ -58,8 +58,8 @@ def check(name: str, config: Mapping[str, object], *, by_path: bool = True) -> R
     Args:
         name: as for ``find``.
         config: keywords for the runner.
-        by_path: whether ``module:Class`` is allowed. Importing a module runs it, so a door that
-            is open to strangers says no.
+        by_path: whether ``module:Class`` and options that name files are allowed. Importing a
+            module runs it, so a door that is open to strangers says no.
 
     Raises:
         Invalid: the runner is unknown, its libraries are missing (the message names the extra),
@@ -68,6 +68,12 @@ def check(name: str, config: Mapping[str, object], *, by_path: bool = True) -> R
     if not by_path and ":" in name:
         raise Invalid("a runner is chosen by its name here, not by its path", field="runner")
     found = find(name)
+    for option in found.spec.paths:
+        if not by_path and config.get(option) is not None:
+            raise Invalid(
+                "names a file of the worker's machine; only the command line sets it",
+                field=f"runner_config.{option}",
+            )
     complaint = _missing(name, found.spec)
     if complaint:
         raise Invalid(complaint, field="runner")

@@ -59,6 +59,7 @@ class UsaddressRunner:
         tasks=("ner",),
         reads="text",
         max_batch=64,
+        paths=("model_path",),
         needs=("usaddress", "pycrfsuite"),
         extra="models",
     )

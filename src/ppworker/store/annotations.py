@@ -34,6 +34,7 @@ class NewAnnotation(NamedTuple):
     model_version: str
     review: str
     fingerprint: str | None
+    inference_id: UUID | None = None
 
 
 _COLUMNS = NewAnnotation._fields

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import UUID
 
-from ppworker.errors import Invalid
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from ppworker.errors import TooLarge
 from ppworker.store import bulk
 from ppworker.store.db import Tx
-from ppworker.store.tables import blobs
+from ppworker.store.tables import blob_owners, blobs
 
 _CHUNK = 1024 * 1024
 
@@ -31,35 +35,39 @@ class BlobStore:
         return self.root / sha256[:2] / sha256
 
     @contextmanager
+    def incoming(self) -> Iterator[tuple[Path, BinaryIO]]:
+        """A temporary file inside the store, open to be written; sync it before ``keep``.
+
+        It is closed and gone at the end unless ``keep`` took it.
+        """
+        folder = self.root / "incoming"
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder)
+        path = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                yield path, out
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
     def receive(self, source: BinaryIO, *, limit: int) -> Iterator[Path]:
         """Copy a stream to a temporary file inside the store, for inspection before ``keep``.
 
         The file is gone at the end unless ``keep`` took it.
 
         Raises:
-            Invalid: the stream holds more than ``limit`` bytes.
+            TooLarge: the stream holds more than ``limit`` bytes.
         """
-        incoming = self.root / "incoming"
-        incoming.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=incoming)
-        path = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                size = 0
-                while chunk := source.read(_CHUNK):
-                    size += len(chunk)
-                    if size > limit:
-                        raise Invalid(
-                            f"the file has more than {limit} bytes; raise "
-                            "PPWORKER_MAX_FILE_BYTES to take it",
-                            field="file",
-                        )
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
+        with self.incoming() as (path, out):
+            size = 0
+            while chunk := source.read(_CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise too_large(limit)
+                out.write(chunk)
+            sync(out)
             yield path
-        finally:
-            path.unlink(missing_ok=True)
 
     def keep(self, path: Path, sha256: str) -> None:
         """Give a received file its final name; its content is ``sha256``."""
@@ -71,6 +79,20 @@ class BlobStore:
             _sync_folder(self.root)
         path.replace(final)
         _sync_folder(final.parent)
+
+
+def too_large(limit: int) -> TooLarge:
+    """The error of a file that is longer than files may be."""
+    return TooLarge(
+        f"the file has more than {limit} bytes; raise PPWORKER_MAX_FILE_BYTES to take it",
+        field="file",
+    )
+
+
+def sync(file: BinaryIO) -> None:
+    """Have what was written to a file survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
@@ -91,6 +113,23 @@ def insert_blobs(tx: Tx, sizes: Mapping[str, int]) -> None:
         sorted(sizes.items()),
         after="ON CONFLICT (sha256) DO NOTHING",
     )
+
+
+def own(tx: Tx, user_id: UUID, sha256: str) -> None:
+    """Record that a user stored a content, which lets the user's messages name it."""
+    tx.execute(insert(blob_owners).values(user_id=user_id, sha256=sha256).on_conflict_do_nothing())
+
+
+_IS_OWNED = sa.text("""
+SELECT EXISTS (SELECT FROM blob_owners WHERE user_id = :user AND sha256 = :sha256)
+  OR EXISTS (SELECT FROM dataset_items
+    WHERE content_sha256 = :sha256 AND user_id = :user AND deleted_at IS NULL)
+""")
+
+
+def is_owned(tx: Tx, user_id: UUID, sha256: str) -> bool:
+    """Whether the user stored that content, or has an item that carries it."""
+    return bool(tx.execute(_IS_OWNED, {"user": user_id, "sha256": sha256}).scalar_one())
 
 
 def text_sha256(text: str) -> str:

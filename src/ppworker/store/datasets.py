@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 from ppworker.errors import Conflict, NotFound
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
-from ppworker.store.tables import dataset_splits, dataset_versions, datasets, users
+from ppworker.store.tables import dataset_splits, dataset_versions, datasets, item_splits, users
 
 DEFAULT_SPLITS = ("train", "valid", "test")
 
@@ -22,9 +22,11 @@ class Dataset:
     user_id: UUID
     name: str
     description: str
+    notes: str
     content_type: str
     multi_label: bool
     created_at: datetime
+    updated_at: datetime
     version_id: UUID
     """The newest version."""
 
@@ -33,12 +35,15 @@ class Dataset:
 class Split:
     id: UUID
     name: str
+    description: str
     version_id: UUID
     version_name: str
     dataset_id: UUID
     dataset_name: str
     user_id: UUID
     multi_label: bool
+    created_at: datetime
+    updated_at: datetime
 
 
 def ensure_user(tx: Tx, username: str) -> UUID:
@@ -57,6 +62,7 @@ def create_dataset(
     name: str,
     *,
     description: str = "",
+    notes: str = "",
     content_type: str = "documents",
     multi_label: bool = True,
     splits: Sequence[str] = DEFAULT_SPLITS,
@@ -74,6 +80,7 @@ def create_dataset(
             user_id=user_id,
             name=name,
             description=description,
+            notes=notes,
             content_type=content_type,
             multi_label=multi_label,
         )
@@ -100,9 +107,11 @@ _DATASETS = (
         datasets.c.user_id,
         datasets.c.name,
         datasets.c.description,
+        datasets.c.notes,
         datasets.c.content_type,
         datasets.c.multi_label,
         datasets.c.created_at,
+        datasets.c.updated_at,
         dataset_versions.c.id.label("version_id"),
     )
     .join(dataset_versions, dataset_versions.c.dataset_id == datasets.c.id)
@@ -136,6 +145,14 @@ def get_dataset(tx: Tx, user_id: UUID, reference: str) -> Dataset:
     return Dataset(**row._mapping)  # noqa: SLF001
 
 
+def find_dataset(tx: Tx, user_id: UUID, dataset_id: UUID) -> Dataset | None:
+    """The user's dataset; None when there is none, or it is somebody else's."""
+    row = tx.execute(
+        _DATASETS.where(datasets.c.user_id == user_id, datasets.c.id == dataset_id)
+    ).one_or_none()
+    return None if row is None else Dataset(**row._mapping)  # noqa: SLF001
+
+
 def create_split(tx: Tx, version_id: UUID, user_id: UUID, name: str) -> UUID:
     """Create a split in a version.
 
@@ -158,12 +175,15 @@ _SPLITS = (
     sa.select(
         dataset_splits.c.id,
         dataset_splits.c.name,
+        dataset_splits.c.description,
         dataset_splits.c.version_id,
         dataset_versions.c.name.label("version_name"),
         datasets.c.id.label("dataset_id"),
         datasets.c.name.label("dataset_name"),
         datasets.c.user_id,
         datasets.c.multi_label,
+        dataset_splits.c.created_at,
+        dataset_splits.c.updated_at,
     )
     .join(dataset_versions, dataset_versions.c.id == dataset_splits.c.version_id)
     .join(datasets, datasets.c.id == dataset_versions.c.dataset_id)
@@ -176,6 +196,34 @@ def list_splits(tx: Tx, user_id: UUID, version_id: UUID) -> list[Split]:
     """The splits of a version, oldest first."""
     rows = tx.execute(
         _SPLITS.where(datasets.c.user_id == user_id, dataset_splits.c.version_id == version_id)
+    )
+    return [Split(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def list_splits_of(tx: Tx, version_ids: Sequence[UUID]) -> list[Split]:
+    """The splits of several versions, oldest first; whose they are is the caller's to know."""
+    rows = tx.execute(_SPLITS.where(dataset_splits.c.version_id.in_(version_ids)))
+    return [Split(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def find_split(tx: Tx, user_id: UUID, version_id: UUID, split_id: UUID) -> Split | None:
+    """The split of that version of the user's; None where one of the three does not fit."""
+    row = tx.execute(
+        _SPLITS.where(
+            datasets.c.user_id == user_id,
+            dataset_splits.c.version_id == version_id,
+            dataset_splits.c.id == split_id,
+        )
+    ).one_or_none()
+    return None if row is None else Split(**row._mapping)  # noqa: SLF001
+
+
+def list_splits_of_item(tx: Tx, version_id: UUID, item_id: UUID) -> list[Split]:
+    """The splits of a version that an item belongs to, oldest first."""
+    rows = tx.execute(
+        _SPLITS.join(item_splits, item_splits.c.split_id == dataset_splits.c.id).where(
+            item_splits.c.item_id == item_id, item_splits.c.version_id == version_id
+        )
     )
     return [Split(**row._mapping) for row in rows]  # noqa: SLF001
 

@@ -34,6 +34,9 @@ class Database:
         steady_plans: for workers, who send the same few statements all day: plan each once, and
             by its index however small the table was when it was planned. Planning anew costs more
             than running them, and a plan made for an empty table would scan a full one.
+        failed: told what was under way (connect, transaction or commit) and what went wrong
+            (unavailable, unknown, deadlock or refused); must be quick and not raise.
+        came_back: told when PostgreSQL answers again after it was away.
 
     Raises:
         ConfigurationError: the URL is malformed; the message never repeats it.
@@ -46,7 +49,12 @@ class Database:
         connections: int = 5,
         name: str = "ppworker",
         steady_plans: bool = False,
+        failed: Callable[[str, str], None] = lambda _operation, _reason: None,
+        came_back: Callable[[], None] = lambda: None,
     ) -> None:
+        self._failed = failed
+        self._came_back = came_back
+        self._is_away = False
         self.engine = sa.create_engine(
             _normalised(url),
             pool_size=connections,
@@ -82,6 +90,7 @@ class Database:
             except BaseException as error:
                 _roll_back(connection, transaction)
                 named = _named(error)
+                self._note("transaction", named)
                 if named is error:
                     raise
                 raise named from error
@@ -90,8 +99,12 @@ class Database:
             except DBAPIError as error:
                 if _is_lost(error):
                     connection.invalidate()
-                    raise CommitUnknown(_reason(error)) from error
-                raise _named(error) from error
+                    unknown = CommitUnknown(_reason(error))
+                    self._note("commit", unknown)
+                    raise unknown from error
+                named = _named(error)
+                self._note("commit", named)
+                raise named from error
 
     @contextmanager
     def look(self) -> Iterator[Tx]:
@@ -105,6 +118,7 @@ class Database:
                 yield connection.execution_options(isolation_level="AUTOCOMMIT")
             except DBAPIError as error:
                 named = _named(error)
+                self._note("transaction", named)
                 if named is error:
                     raise
                 raise named from error
@@ -114,9 +128,27 @@ class Database:
         try:
             connection = self.engine.connect()
         except (DBAPIError, PoolTimeout) as error:
-            raise StoreUnavailable(_reason(error)) from error
+            away = StoreUnavailable(_reason(error))
+            self._note("connect", away)
+            raise away from error
+        if self._is_away:
+            self._is_away = False
+            self._came_back()
         with connection:
             yield connection
+
+    def _note(self, operation: str, error: BaseException) -> None:
+        """Tell of an error of PostgreSQL's; what callers raise inside is none of ours."""
+        if isinstance(error, StoreUnavailable):
+            self._is_away = True
+            reason = "unknown" if isinstance(error, CommitUnknown) else "unavailable"
+        elif isinstance(error, StoreRefused):
+            reason = "refused"
+        elif isinstance(error, DBAPIError):
+            reason = "deadlock" if isinstance(error.orig, _REPEAT) else "other"
+        else:
+            return
+        self._failed(operation, reason)
 
     def transact(self, work: Callable[[Tx], T]) -> T:
         """Run ``work`` in a transaction, again if PostgreSQL chose it as a deadlock's victim.
@@ -133,6 +165,12 @@ class Database:
                     raise
                 time.sleep(random.uniform(0, 0.02 * (repeat + 1)))  # noqa: S311  only spreads
         raise StoreUnavailable("ten deadlocks in a row")
+
+    @property
+    def in_use(self) -> int:
+        """Connections that this process uses now."""
+        pool = self.engine.pool
+        return pool.checkedout() if isinstance(pool, sa.QueuePool) else 0
 
     def close(self) -> None:
         """Close every pooled connection."""

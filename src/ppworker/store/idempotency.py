@@ -33,9 +33,17 @@ def claim_key(
     )
     if taken.first() is not None:
         return None
-    row = tx.execute(
-        sa.select(idempotency_keys.c.request_sha256, idempotency_keys.c.ids).where(
-            idempotency_keys.c.user_id == user_id, idempotency_keys.c.key == key
-        )
-    ).one()
+    row = tx.execute(_known(user_id, key)).one()
     return KnownKey(request_sha256=row.request_sha256, ids=row.ids)
+
+
+def find_key(tx: Tx, user_id: UUID, key: str) -> KnownKey | None:
+    """What a key stands for, None while nobody has used it; takes nothing and waits for nobody."""
+    row = tx.execute(_known(user_id, key)).one_or_none()
+    return None if row is None else KnownKey(request_sha256=row.request_sha256, ids=row.ids)
+
+
+def _known(user_id: UUID, key: str) -> sa.Select[tuple[str, Sequence[UUID]]]:
+    return sa.select(idempotency_keys.c.request_sha256, idempotency_keys.c.ids).where(
+        idempotency_keys.c.user_id == user_id, idempotency_keys.c.key == key
+    )

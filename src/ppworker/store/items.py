@@ -28,7 +28,9 @@ class NewItem:
     width: int | None = None
     height: int | None = None
     page_count: int | None = None
+    duration_s: float | None = None
     metadata: str = ""
+    description: str = ""
 
     @property
     def text_sha256(self) -> str | None:
@@ -62,7 +64,9 @@ _COLUMNS = (
     "width",
     "height",
     "page_count",
+    "duration_s",
     "metadata",
+    "description",
 )
 
 
@@ -95,6 +99,50 @@ def lock_items(tx: Tx, ids: Sequence[UUID], *, skip_locked: bool = False) -> dic
         {"ids": bulk.uuids(bulk.in_order(ids))},
     )
     return {row[0]: LockedItem._make(row) for row in rows}
+
+
+_FILE_COLUMNS = (
+    "extension",
+    "media_type",
+    "content_sha256",
+    "size_bytes",
+    "width",
+    "height",
+    "page_count",
+    "duration_s",
+)
+
+
+def put_file(tx: Tx, item_id: UUID, file: NewItem, *, drop_text: bool) -> bool:
+    """Give a locked item a file, in place of the one it had; returns whether it has text then.
+
+    Its text becomes the file's where the file is text; otherwise ``drop_text`` says whether the
+    old one goes. An item without a name takes the file's.
+    """
+    values: dict[str, Any] = {name: getattr(file, name) for name in _FILE_COLUMNS}
+    if file.text is not None or drop_text:
+        values |= {"text": file.text, "text_sha256": file.text_sha256}
+    columns = dataset_items.c
+    return bool(
+        tx.execute(
+            sa.update(dataset_items)
+            .where(columns.id == item_id)
+            .values(
+                **values,
+                name=sa.case((columns.name == "", file.name), else_=columns.name),
+                version=columns.version + 1,
+                updated_at=sa.func.now(),
+            )
+            .returning(sa.func.coalesce(columns.text, "") != "")
+        ).scalar_one()
+    )
+
+
+def find_media_type(tx: Tx, item_id: UUID) -> str | None:
+    """The media type of an item's file or text, None where there is no such item."""
+    return tx.execute(
+        sa.select(dataset_items.c.media_type).where(dataset_items.c.id == item_id)
+    ).scalar_one_or_none()
 
 
 _READ_TEXTS = sa.text(
@@ -197,8 +245,8 @@ def write_texts(tx: Tx, texts: Mapping[UUID, str]) -> None:
 
 _STATUS_COUNTS = """
 SELECT i.id, i.name, i.extension, i.media_type, i.size_bytes, i.width, i.height, i.page_count,
-  i.version, left(i.text, :shown) AS text, length(i.text) AS text_length, i.content_sha256,
-  i.created_at,
+  i.duration_s, i.version, left(i.text, :shown) AS text, length(i.text) AS text_length,
+  i.content_sha256, i.created_at,
   (SELECT jsonb_object_agg(c.status, c.n) FROM (
      SELECT j.status, count(*) AS n FROM post_processor_jobs j
      WHERE j.item_id = i.id AND j.version_id = s.version_id GROUP BY j.status) c) AS jobs,

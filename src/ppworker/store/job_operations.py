@@ -1,12 +1,14 @@
 """What people ask of the job table: look, retry, cancel. Items are locked by the caller first."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
+from ppworker.store import bulk
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
 from ppworker.store.jobs import NewJob, insert_jobs
@@ -43,6 +45,9 @@ class Cancelled:
     attempts: int
     lease_token: int
     was: str
+    age_s: float
+    ran_s: float | None
+    """Time since the claim, of one that was processing."""
 
 
 def find_job(tx: Tx, user_id: UUID, job_id: UUID) -> sa.Row[Any] | None:
@@ -139,6 +144,7 @@ UPDATE post_processor_jobs j SET
   max_attempts = p.max_attempts
 FROM newest n, post_processors p
 WHERE j.id = n.id AND j.status = 'failed' AND p.id = j.post_processor_id
+  AND p.deleted_at IS NULL
 RETURNING j.id, j.item_id, j.post_processor_id, p.name AS post_processor, j.lease_token
 """
 _RETRY = sa.text(_RESTART.format(source="WHERE j.id = ANY(:ids) AND j.status = 'failed'"))
@@ -174,8 +180,11 @@ def rerun_processing_successors(tx: Tx, ids: Sequence[UUID]) -> None:
     )
 
 
-def insert_successors(tx: Tx, ids: Sequence[UUID]) -> int:
-    """Plan completed later post-processors of the same items anew; returns how many."""
+def insert_successors(tx: Tx, ids: Sequence[UUID]) -> list[NewJob]:
+    """Plan completed later post-processors of the same items anew, where none of their jobs lives.
+
+    The items must be locked: nobody else plans for them then.
+    """
     rows = tx.execute(
         sa.text(
             "SELECT DISTINCT ON (j.item_id, j.version_id, j.post_processor_id) "
@@ -184,14 +193,164 @@ def insert_successors(tx: Tx, ids: Sequence[UUID]) -> int:
             'AND e.version_id = j.version_id AND e."order" < j."order" '
             "JOIN post_processors p ON p.id = j.post_processor_id "
             "AND p.enabled AND p.deleted_at IS NULL "
-            "WHERE e.id = ANY(:ids) AND j.status = 'completed'"
+            "WHERE e.id = ANY(:ids) AND j.status = 'completed' AND NOT EXISTS ("
+            "SELECT 1 FROM post_processor_jobs l WHERE l.item_id = j.item_id "
+            "AND l.version_id = j.version_id AND l.post_processor_id = j.post_processor_id "
+            "AND l.status IN ('pending','processing'))"
         ),
         {"ids": list(ids)},
     )
-    return insert_jobs(
-        tx,
-        [NewJob(id=new_id(), ready=False, priority=1, **row._mapping) for row in rows],  # noqa: SLF001
+    return _insert_anew(tx, [dict(row._mapping) for row in rows])  # noqa: SLF001
+
+
+def _insert_anew(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> list[NewJob]:
+    planned = [NewJob(id=new_id(), ready=False, priority=1, **row) for row in rows]
+    insert_jobs(tx, planned)
+    return planned
+
+
+_READERS = sa.text("""
+SELECT r.post_processor_id, r.item_id, r.version_id, i.user_id, p."order", p.max_attempts
+FROM unnest(CAST(:items AS uuid[]), CAST(:versions AS uuid[])) AS w(item, version)
+JOIN dataset_items i ON i.id = w.item
+JOIN job_results r ON r.item_id = w.item AND r.version_id = w.version
+JOIN post_processors p ON p.id = r.post_processor_id AND p."order" > :order
+  AND p.enabled AND p.deleted_at IS NULL
+WHERE (p.reads = 'text' OR (p.reads = 'any' AND i.content_sha256 IS NULL)) AND NOT EXISTS (
+  SELECT 1 FROM post_processor_jobs l WHERE l.item_id = w.item AND l.version_id = w.version
+    AND l.post_processor_id = p.id AND l.status IN ('pending','processing'))
+""")
+_WITHOUT_TEXT = sa.text("""
+SELECT j.id FROM unnest(CAST(:items AS uuid[]), CAST(:versions AS uuid[])) AS w(item, version)
+JOIN post_processor_jobs j ON j.item_id = w.item AND j.version_id = w.version
+WHERE j.status = 'failed' AND j.reason = 'no_input' AND j."order" > :order
+""")
+
+
+def rerun_readers(
+    tx: Tx, pairs: Sequence[tuple[UUID, UUID]], *, order: int
+) -> tuple[list[NewJob], list[Retried]]:
+    """Run later post-processors again that read the texts of these (item, version).
+
+    Those that answered for the text before get new jobs; those that found no text are retried.
+    Results tell who answered, since jobs are pruned. Live jobs read the new text by themselves.
+    ``recompute_ready`` must follow.
+    """
+    wanted = {
+        "items": bulk.uuids(pair[0] for pair in pairs),
+        "versions": bulk.uuids(pair[1] for pair in pairs),
+        "order": order,
+    }
+    retried = retry(tx, list(tx.execute(_WITHOUT_TEXT, wanted).scalars()))
+    rows = tx.execute(_READERS, wanted)
+    return _insert_anew(tx, [dict(row._mapping) for row in rows]), retried  # noqa: SLF001
+
+
+_LOCK_COMPLETED = sa.text("""
+SELECT j.id, j.dropped FROM post_processor_jobs j
+WHERE j.id = ANY(CAST(:ids AS uuid[])) AND j.status = 'completed'
+ORDER BY j.id FOR NO KEY UPDATE
+""")
+
+
+def lock_completed(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Mapping[str, int]]:
+    """Lock those of the jobs that are completed and still there; what each dropped, by reason."""
+    rows = tx.execute(_LOCK_COMPLETED, {"ids": bulk.uuids(bulk.in_order(ids))})
+    return {row.id: row.dropped or {} for row in rows}
+
+
+def write_dropped(tx: Tx, dropped: Mapping[UUID, Mapping[str, int]]) -> None:
+    """Say of locked jobs what their answers drop by the settings of today."""
+    tx.execute(
+        sa.text(
+            "UPDATE post_processor_jobs j SET dropped = CAST(w.dropped AS jsonb) "
+            "FROM unnest(CAST(:ids AS uuid[]), CAST(:drops AS text[])) AS w(id, dropped) "
+            "WHERE j.id = w.id AND j.status = 'completed'"
+        ),
+        {
+            "ids": bulk.uuids(dropped),
+            "drops": bulk.texts(json.dumps(dict(each)) for each in dropped.values()),
+        },
     )
+
+
+def find_live_of_item(tx: Tx, item_id: UUID, version_id: UUID) -> dict[UUID, UUID]:
+    """Live jobs of a locked item in a version: post-processor to job."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT id, post_processor_id FROM post_processor_jobs WHERE item_id = :item "
+            "AND version_id = :version AND status IN ('pending','processing')"
+        ),
+        {"item": item_id, "version": version_id},
+    )
+    return {row.post_processor_id: row.id for row in rows}
+
+
+def begin_anew(tx: Tx, ids: Sequence[UUID]) -> None:
+    """Have live jobs of a locked item run with a fresh budget on what the item is now.
+
+    Pending ones are due at once; processing ones are asked to run again. In this order: a claim
+    takes no item lock, and one may come in between.
+    """
+    wanted = {"ids": sorted(ids)}
+    tx.execute(
+        sa.text(
+            "UPDATE post_processor_jobs SET attempts = 0, crash_count = 0, reason = '', "
+            "error = '', run_at = clock_timestamp() WHERE id = ANY(:ids) AND status = 'pending'"
+        ),
+        wanted,
+    )
+    tx.execute(
+        sa.text(
+            "UPDATE post_processor_jobs SET rerun_requested = true "
+            "WHERE id = ANY(:ids) AND status = 'processing'"
+        ),
+        wanted,
+    )
+
+
+_DELETE_PENDING = sa.text("""
+WITH gone AS (
+  DELETE FROM post_processor_jobs WHERE id = ANY(:ids) AND status = 'pending' RETURNING id),
+history AS (DELETE FROM job_attempts WHERE job_id IN (SELECT id FROM gone))
+SELECT id FROM gone
+""")
+
+
+def delete_pending(tx: Tx, ids: Sequence[UUID]) -> list[UUID]:
+    """Delete pending jobs with their history; ``recompute_ready`` must follow."""
+    return list(tx.execute(_DELETE_PENDING, {"ids": sorted(ids)}).scalars())
+
+
+def find_live(
+    tx: Tx, post_processor_id: UUID, *, after: UUID | None, limit: int
+) -> list[tuple[UUID, UUID]]:
+    """Live jobs of a post-processor as (job, item), by id behind ``after``."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT id, item_id FROM post_processor_jobs WHERE post_processor_id = :processor "
+            "AND status IN ('pending','processing') AND id > :after ORDER BY id LIMIT :limit"
+        ),
+        {"processor": post_processor_id, "after": after or UUID(int=0), "limit": limit},
+    )
+    return [(row.id, row.item_id) for row in rows]
+
+
+def find_kept_waiting(
+    tx: Tx, post_processor_id: UUID, *, after: UUID | None, limit: int
+) -> list[UUID]:
+    """Items, by id behind ``after``, with a pending job of the post-processor and a pending one of
+    higher order, which that one may keep waiting."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT DISTINCT j.item_id FROM post_processor_jobs j JOIN post_processor_jobs l "
+            "ON l.item_id = j.item_id AND l.version_id = j.version_id AND l.status = 'pending' "
+            'AND l."order" > j."order" WHERE j.post_processor_id = :processor '
+            "AND j.status = 'pending' AND j.item_id > :after ORDER BY 1 LIMIT :limit"
+        ),
+        {"processor": post_processor_id, "after": after or UUID(int=0), "limit": limit},
+    )
+    return list(rows.scalars())
 
 
 _CANCEL = sa.text("""
@@ -209,6 +368,9 @@ UPDATE post_processor_jobs j SET
   rerun_requested = false, completed_at = clock_timestamp()
 FROM live WHERE j.id = live.id
 RETURNING j.id, j.item_id, j.attempts, j.lease_token, live.status AS was,
+  extract(epoch FROM clock_timestamp() - j.created_at)::float8 AS age_s,
+  CASE WHEN live.status = 'processing'
+    THEN extract(epoch FROM clock_timestamp() - live.started_at)::float8 END AS ran_s,
   (SELECT p.name FROM post_processors p WHERE p.id = j.post_processor_id) AS post_processor
 """)
 

@@ -84,8 +84,12 @@ class HeldJob(NamedTuple):
     rerun_requested: bool
     input_revision: str
     ran_s: float
+    age_s: float
+    """Time since it was planned."""
     lease_expired: bool
     """Whether its lease was over when it was locked; of rescue candidates the others hung."""
+    settings: str | None
+    """``PostProcessor.revision`` of today, if it was asked for."""
 
 
 class Move(NamedTuple):
@@ -268,7 +272,9 @@ def _held_arrays(held: Mapping[UUID, int]) -> dict[str, Any]:
 _HELD = """SELECT j.id, j.item_id, j.version_id, j.post_processor_id, j.attempts, j.max_attempts,
   j.lease_token, j.crash_count, j.rerun_requested, coalesce(j.input_revision, '') AS input_revision,
   coalesce(extract(epoch FROM clock_timestamp() - j.started_at), 0)::float8 AS ran_s,
-  j.lease_expires_at < clock_timestamp() AS lease_expired
+  extract(epoch FROM clock_timestamp() - j.created_at)::float8 AS age_s,
+  j.lease_expires_at < clock_timestamp() AS lease_expired,
+  (SELECT CAST(p.xmin AS text) FROM post_processors p WHERE p.id = :settings_of) AS settings
 FROM post_processor_jobs j """
 
 _LOCK_LEASED = sa.text(
@@ -279,9 +285,15 @@ WHERE j.status = 'processing' ORDER BY j.id FOR UPDATE OF j"""
 )
 
 
-def lock_leased(tx: Tx, held: Mapping[UUID, int]) -> list[HeldJob]:
-    """Lock the jobs that are still ours by id and token; the absent ones are lost."""
-    rows = tx.execute(_LOCK_LEASED, _held_arrays(held))
+def lock_leased(
+    tx: Tx, held: Mapping[UUID, int], *, settings_of: UUID | None = None
+) -> list[HeldJob]:
+    """Lock the jobs that are still ours by id and token; the absent ones are lost.
+
+    With ``settings_of`` they also tell which settings that post-processor has now, read after the
+    items' locks were won.
+    """
+    rows = tx.execute(_LOCK_LEASED, {**_held_arrays(held), "settings_of": settings_of})
     return [HeldJob._make(row) for row in rows]
 
 
@@ -357,6 +369,7 @@ class Stopped:
     post_processor: str
     attempts: int
     lease_token: int
+    age_s: float
 
 
 _STOP_SUCCESSORS = sa.text("""
@@ -369,6 +382,7 @@ FROM (SELECT e.item_id, e.version_id, e."order", p.name
 WHERE j.item_id = f.item_id AND j.version_id = f.version_id AND j."order" > f."order"
   AND j.status = 'pending'
 RETURNING j.id, j.item_id, j.attempts, j.lease_token,
+  extract(epoch FROM clock_timestamp() - j.created_at)::float8 AS age_s,
   (SELECT p.name FROM post_processors p WHERE p.id = j.post_processor_id) AS post_processor
 """)
 
@@ -379,23 +393,30 @@ def stop_successors(tx: Tx, failed: Sequence[UUID]) -> list[Stopped]:
     return [Stopped(**row._mapping) for row in rows]  # noqa: SLF001
 
 
-_RECOMPUTE = sa.text("""
+# Whoever waits for a job that nobody runs waits for ever: the pending ones of a disabled
+# post-processor block nothing.
+_BLOCKED = """EXISTS (
+    SELECT 1 FROM post_processor_jobs l JOIN post_processors b ON b.id = l.post_processor_id
+    WHERE l.item_id = p.item_id AND l.version_id = p.version_id
+      AND l.status IN ('pending','processing') AND l."order" < p."order"
+      AND (b.enabled OR l.status = 'processing'))"""
+
+_RECOMPUTE = sa.text(f"""
 UPDATE post_processor_jobs j SET ready = r.ready,
   run_at = CASE WHEN r.ready THEN greatest(j.run_at, clock_timestamp()) ELSE j.run_at END
-FROM (SELECT p.id, NOT EXISTS (
-    SELECT 1 FROM post_processor_jobs l
-    WHERE l.item_id = p.item_id AND l.version_id = p.version_id
-      AND l.status IN ('pending','processing') AND l."order" < p."order") AS ready
+FROM (SELECT p.id, NOT {_BLOCKED} AS ready
   FROM post_processor_jobs p
   WHERE p.item_id = ANY(CAST(:items AS uuid[])) AND p.status = 'pending') r
 WHERE j.id = r.id AND j.ready <> r.ready AND j.status = 'pending'
 RETURNING j.post_processor_id, j.ready
-""")
+""")  # noqa: S608  the constant above
 
 
 def recompute_ready(tx: Tx, item_ids: Sequence[UUID]) -> set[UUID]:
     """Make pending jobs ready when every job of lower order of their item is over, and unready
     those in front of which one lives again. The items must be locked, in an earlier statement.
+
+    Jobs that are pending while their post-processor is disabled keep nobody waiting.
 
     Returns the post-processors that got a ready job.
     """
@@ -427,7 +448,7 @@ ORDER BY j.id FOR UPDATE OF j SKIP LOCKED"""
 
 def lock_expired(tx: Tx, ids: Sequence[UUID]) -> list[HeldJob]:
     """Lock candidates for rescue, checking again under the lock that their lease is over."""
-    rows = tx.execute(_LOCK_EXPIRED, {"ids": sorted(ids)})
+    rows = tx.execute(_LOCK_EXPIRED, {"ids": sorted(ids), "settings_of": None})
     return [HeldJob._make(row) for row in rows]
 
 
@@ -465,11 +486,8 @@ def find_stuck(tx: Tx, *, limit: int) -> list[UUID]:
     """Items with a pending job that waits although no job of lower order lives."""
     rows = tx.execute(
         sa.text(
-            "SELECT DISTINCT p.item_id FROM post_processor_jobs p "
-            "WHERE p.status = 'pending' AND NOT p.ready AND NOT EXISTS ("
-            "SELECT 1 FROM post_processor_jobs l WHERE l.item_id = p.item_id "
-            "AND l.version_id = p.version_id AND l.status IN ('pending','processing') "
-            'AND l."order" < p."order") LIMIT :n'
+            "SELECT DISTINCT p.item_id FROM post_processor_jobs p "  # noqa: S608  the constant above
+            f"WHERE p.status = 'pending' AND NOT p.ready AND NOT {_BLOCKED} LIMIT :n"
         ),
         {"n": limit},
     )

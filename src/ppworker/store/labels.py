@@ -2,7 +2,8 @@
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -42,17 +43,27 @@ _COLUMNS = (
 class Label:
     id: UUID
     version_id: UUID
+    user_id: UUID
     name: str
+    description: str
     color: str
     index: int
+    shortcut: str
+    created_at: datetime
+    updated_at: datetime
 
 
 def list_labels(tx: Tx, version_id: UUID) -> list[Label]:
     """Labels of a version by their index."""
+    return list_labels_of(tx, [version_id])
+
+
+def list_labels_of(tx: Tx, version_ids: Sequence[UUID]) -> list[Label]:
+    """Labels of several versions, each version's by their index."""
     rows = tx.execute(
-        sa.select(labels.c.id, labels.c.version_id, labels.c.name, labels.c.color, labels.c.index)
-        .where(labels.c.version_id == version_id)
-        .order_by(labels.c.index)
+        sa.select(*(labels.c[field.name] for field in fields(Label)))
+        .where(labels.c.version_id.in_(version_ids))
+        .order_by(labels.c.index, labels.c.id)
     )
     return [Label(**row._mapping) for row in rows]  # noqa: SLF001
 
@@ -146,6 +157,18 @@ def ensure_labels(
         bulk.insert(tx, labels, _COLUMNS, new)
     ids = {name: known[normalised] for name, normalised in wanted.items() if normalised in known}
     return ids, created
+
+
+def count_created(tx: Tx, version_id: UUID, post_processor_id: UUID) -> int:
+    """How many labels of a version a post-processor has created: what its cap is held against."""
+    return int(
+        tx.execute(
+            sa.select(sa.func.count()).where(
+                labels.c.version_id == version_id,
+                labels.c.post_processor_id == post_processor_id,
+            )
+        ).scalar_one()
+    )
 
 
 _LOCK_LABELS = sa.text("SELECT id FROM labels WHERE id = ANY(:ids) ORDER BY name, id FOR KEY SHARE")

@@ -16,6 +16,8 @@ from ppworker.store.db import Tx
 
 MOST = 100_000
 """Failed jobs, live jobs and deltas are counted up to here; beyond it a count says "at least"."""
+LOST_S = 60.0
+"""Seconds after which a worker that is not seen is taken for lost."""
 _SAMPLED_ROWS = 30_000
 """Rows that a sample of a large table looks at, about."""
 _BYTES_PER_ROW = 250
@@ -66,11 +68,20 @@ class WorkerStatus:
     pid: int
     version: str
     slots: int
+    draining: bool
+    """Whether it finishes what it has and takes nothing new."""
     started_at: datetime
     seen_s: float
     """Seconds since it was last seen."""
     leases: int
     """Jobs it holds now."""
+
+    @property
+    def state(self) -> str:
+        """live, draining or lost."""
+        if self.seen_s > LOST_S:
+            return "lost"
+        return "draining" if self.draining else "live"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +117,20 @@ WHERE p.deleted_at IS NULL ORDER BY d.name, p."order", p.id
 """)
 
 
-def read_processors(tx: Tx) -> tuple[list[ProcessorStatus], bool, bool]:
+def read_processors(
+    tx: Tx, *, with_completed: bool = True
+) -> tuple[list[ProcessorStatus], bool, bool]:
     """Every post-processor with its jobs by state.
+
+    Args:
+        tx: the transaction.
+        with_completed: whether the completed are counted too, which looks at a part of the history.
 
     Returns also whether the failed are only those up to ``MOST``, and whether the completed are
     an estimate.
     """
     reasons, is_bound = _failed(tx)
-    completed, is_estimate = _completed(tx)
+    completed, is_estimate = _completed(tx) if with_completed else ({}, False)
     found = []
     for row in tx.execute(_PROCESSORS):
         own = reasons.get(row.id, {})
@@ -171,7 +188,7 @@ def read_workers(tx: Tx) -> list[WorkerStatus]:
     """Worker processes, the oldest first."""
     rows = tx.execute(
         sa.text(
-            "SELECT w.id, w.host, w.pid, w.version, w.slots, w.started_at, "
+            "SELECT w.id, w.host, w.pid, w.version, w.slots, w.draining, w.started_at, "
             "extract(epoch FROM clock_timestamp() - w.seen_at)::float8 AS seen_s, "
             "coalesce(l.n, 0) AS leases FROM workers w LEFT JOIN ("
             "SELECT lease_owner, count(*) AS n FROM post_processor_jobs "
@@ -186,16 +203,6 @@ def read_clock(tx: Tx) -> datetime:
     """The database's clock."""
     found: datetime = tx.execute(sa.text("SELECT clock_timestamp()")).scalar_one()
     return found
-
-
-def count_started(tx: Tx, *, host: str, since: datetime) -> int:
-    """Worker processes of a host that registered since then."""
-    return int(
-        tx.execute(
-            sa.text("SELECT count(*) FROM workers WHERE host = :host AND started_at >= :since"),
-            {"host": host, "since": since},
-        ).scalar_one()
-    )
 
 
 def count_deltas(tx: Tx) -> tuple[Count, float | None]:

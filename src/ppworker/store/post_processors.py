@@ -16,7 +16,7 @@ from ppworker.store.datasets import as_id
 from ppworker.store.db import Tx
 from ppworker.store.tables import post_processors
 
-_FIELDS = tuple(f.name for f in fields(PostProcessor))
+_FIELDS = tuple(f.name for f in fields(PostProcessor) if f.name != "revision")
 _TUPLES = ("media_types", "file_types", "splits")
 
 
@@ -26,6 +26,16 @@ class Pauses:
 
     paused_by_operator: bool
     circuit_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A post-processor with what the table knows about it beside its settings."""
+
+    processor: PostProcessor
+    user_id: UUID
+    created_at: datetime
+    updated_at: datetime
 
 
 def create_post_processor(tx: Tx, user_id: UUID, processor: PostProcessor) -> None:
@@ -56,6 +66,76 @@ def list_post_processors(tx: Tx, dataset_id: UUID) -> list[PostProcessor]:
         .order_by(post_processors.c.order, post_processors.c.id)
     )
     return [_from_row(row) for row in rows]
+
+
+def list_stored(tx: Tx, dataset_id: UUID) -> list[Stored]:
+    """Post-processors of a dataset in their order of execution, with what the table knows."""
+    rows = tx.execute(
+        _select_stored()
+        .where(post_processors.c.dataset_id == dataset_id)
+        .order_by(post_processors.c.order, post_processors.c.created_at, post_processors.c.id)
+    )
+    return [_stored(row) for row in rows]
+
+
+def find_stored(tx: Tx, dataset_id: UUID, id_: UUID) -> Stored | None:
+    """A live post-processor of a dataset, with what the table knows."""
+    row = tx.execute(_one(dataset_id, id_)).one_or_none()
+    return None if row is None else _stored(row)
+
+
+def lock_stored(tx: Tx, dataset_id: UUID, id_: UUID) -> Stored | None:
+    """The same, held against other changes of it until the transaction ends."""
+    row = tx.execute(_one(dataset_id, id_).with_for_update(key_share=True)).one_or_none()
+    return None if row is None else _stored(row)
+
+
+def has_name(tx: Tx, dataset_id: UUID, name: str, *, but: UUID) -> bool:
+    """Whether another live post-processor of the dataset has that name."""
+    return bool(
+        tx.execute(
+            sa.select(
+                sa.exists().where(
+                    post_processors.c.dataset_id == dataset_id,
+                    post_processors.c.name == name,
+                    post_processors.c.id != but,
+                    post_processors.c.deleted_at.is_(None),
+                )
+            )
+        ).scalar_one()
+    )
+
+
+def update_post_processor(tx: Tx, processor: PostProcessor) -> None:
+    """Write every setting of a post-processor that exists and is held."""
+    values = {name: _plain(getattr(processor, name)) for name in _FIELDS if name != "id"}
+    tx.execute(
+        sa.update(post_processors)
+        .where(post_processors.c.id == processor.id)
+        .values(**values, updated_at=sa.func.now())
+    )
+
+
+def mark_deleted(tx: Tx, id_: UUID) -> None:
+    """Take a post-processor out of its dataset; its row stays, for the jobs that name it."""
+    tx.execute(
+        sa.update(post_processors)
+        .where(post_processors.c.id == id_, post_processors.c.deleted_at.is_(None))
+        .values(enabled=False, deleted_at=sa.func.now(), updated_at=sa.func.now())
+    )
+
+
+def find_deleted_with_jobs(tx: Tx) -> list[UUID]:
+    """Post-processors deleted within a day that still have live jobs."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT p.id FROM post_processors p "
+            "WHERE p.deleted_at > now() - interval '1 day' AND EXISTS (SELECT 1 "
+            "FROM post_processor_jobs j WHERE j.post_processor_id = p.id "
+            "AND j.status IN ('pending','processing')) ORDER BY p.id"
+        )
+    )
+    return list(rows.scalars())
 
 
 def find_post_processor(tx: Tx, id_: UUID) -> PostProcessor | None:
@@ -118,13 +198,50 @@ def read_pauses(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Pauses]:
     }
 
 
+def read_today(tx: Tx, id_: UUID) -> tuple[str, bool] | None:
+    """What mapping depends on: ``PostProcessor.revision``, and whether items of the dataset may
+    carry several class labels. None when the post-processor is gone."""
+    row = tx.execute(_TODAY, {"wanted": id_}).one_or_none()
+    return (row[0], row[1]) if row else None
+
+
+_TODAY = sa.text(
+    "SELECT CAST(p.xmin AS text), d.multi_label FROM post_processors p "
+    "JOIN datasets d ON d.id = p.dataset_id WHERE p.id = :wanted AND p.deleted_at IS NULL"
+)
+
+
 def _select() -> sa.Select[Any]:
     columns = [post_processors.c[name] for name in _FIELDS]
-    return sa.select(*columns).where(post_processors.c.deleted_at.is_(None))
+    # PostgreSQL's own mark of who wrote the row last: no writer can forget to change it.
+    revision = sa.cast(sa.literal_column("post_processors.xmin"), sa.Text).label("revision")
+    return sa.select(*columns, revision).where(post_processors.c.deleted_at.is_(None))
+
+
+def _select_stored() -> sa.Select[Any]:
+    return _select().add_columns(
+        post_processors.c.user_id, post_processors.c.created_at, post_processors.c.updated_at
+    )
+
+
+def _one(dataset_id: UUID, id_: UUID) -> sa.Select[Any]:
+    return _select_stored().where(
+        post_processors.c.dataset_id == dataset_id, post_processors.c.id == id_
+    )
+
+
+def _stored(row: sa.Row[Any]) -> Stored:
+    own = ("user_id", "created_at", "updated_at")
+    values = dict(row._mapping)  # noqa: SLF001  public by documentation
+    about = {name: values.pop(name) for name in own}
+    return Stored(processor=_from_values(values), **about)
 
 
 def _from_row(row: sa.Row[Any]) -> PostProcessor:
-    values = dict(row._mapping)  # noqa: SLF001  public by documentation
+    return _from_values(dict(row._mapping))  # noqa: SLF001  public by documentation
+
+
+def _from_values(values: dict[str, Any]) -> PostProcessor:
     for name in _TUPLES:
         values[name] = tuple(values[name])
     return PostProcessor(**values)

@@ -1,11 +1,13 @@
 """Raw answers of models, kept per (version, item, post-processor) beyond the life of their jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 
+from ppworker.domain.post_processor import Reads
 from ppworker.store import bulk
 from ppworker.store.db import Tx
 from ppworker.store.tables import job_results
@@ -22,6 +24,12 @@ class Result(NamedTuple):
     """JSON text."""
     model_version: str
     input_revision: str
+    """Hash of what the model read of the item."""
+    text_sha256: str | None
+    """Hash of the item's text once the answer was written, None where it had none: who finds
+    another one knows that somebody changed the text since."""
+    refused: int
+    """Characters and values of the answer that PostgreSQL refuses: ``raw`` is not all of it."""
 
 
 _COLUMNS = Result._fields
@@ -36,7 +44,8 @@ def write_results(tx: Tx, results: Sequence[Result]) -> None:
         results,
         after="ON CONFLICT (item_id, version_id, post_processor_id) DO UPDATE SET "
         "job_id = excluded.job_id, raw = excluded.raw, model_version = excluded.model_version, "
-        "input_revision = excluded.input_revision, created_at = now()",
+        "input_revision = excluded.input_revision, text_sha256 = excluded.text_sha256, "
+        "refused = excluded.refused, created_at = now()",
     )
 
 
@@ -50,3 +59,178 @@ def find_raw(tx: Tx, job_id: UUID) -> Any | None:
         ),
         {"id": job_id},
     ).scalar_one_or_none()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which kept answers of a post-processor are meant."""
+
+    post_processor_id: UUID
+    dataset_id: UUID
+    split_id: UUID | None = None
+    """None: every split of the dataset."""
+    item_id: UUID | None = None
+    """None: every item."""
+
+
+class Walked(NamedTuple):
+    """An item on the way through a scope, whether it has an answer or not."""
+
+    item_id: UUID
+    size_bytes: int
+    """Of its text and answers as they are stored, compressed."""
+
+
+class Kept(NamedTuple):
+    """A kept answer with what is known of its item, in the order of its columns."""
+
+    item_id: UUID
+    version_id: UUID
+    job_id: UUID
+    raw: Any
+    model_version: str
+    input_revision: str
+    text_after: str | None
+    refused: int
+    content_sha256: str | None
+    text_sha256: str | None
+    width: int | None
+    height: int | None
+    page_count: int | None
+    duration_s: float | None
+    is_deleted: bool
+    text: str | None
+    """Only where it was asked for and the model read it."""
+
+
+class State(NamedTuple):
+    """How an answer stands now, in the order of its columns."""
+
+    item_id: UUID
+    version_id: UUID
+    job_id: UUID | None
+    """Of the answer that is kept now; None when there is none any more."""
+    is_live: bool
+    """Whether a job of the same item and post-processor is not over."""
+
+
+# Split by split in the order of its key: one read of all splits would sort the rest of them again
+# for each chunk.
+_WALK = sa.text("""
+WITH walked AS MATERIALIZED (
+  SELECT DISTINCT m.item_id FROM dataset_splits s
+  JOIN dataset_versions v ON v.id = s.version_id
+  CROSS JOIN LATERAL (
+    SELECT i.item_id FROM item_splits i WHERE i.split_id = s.id AND i.item_id > :after
+    ORDER BY i.item_id LIMIT :n) m
+  WHERE v.dataset_id = :dataset AND (CAST(:split AS uuid) IS NULL OR s.id = :split)
+  ORDER BY m.item_id LIMIT :n)
+SELECT w.item_id, (coalesce(pg_column_size(i.text), 0) + coalesce((
+    SELECT sum(pg_column_size(r.raw)) FROM job_results r
+    WHERE r.item_id = w.item_id AND r.post_processor_id = :processor), 0))::bigint
+FROM walked w JOIN dataset_items i ON i.id = w.item_id ORDER BY w.item_id
+""")
+
+
+def walk(tx: Tx, scope: Scope, *, after: UUID, limit: int) -> list[Walked]:
+    """Items of a scope's splits by id behind ``after``."""
+    rows = tx.execute(
+        _WALK,
+        {
+            "dataset": scope.dataset_id,
+            "split": scope.split_id,
+            "processor": scope.post_processor_id,
+            "after": after,
+            "n": limit,
+        },
+    )
+    return [Walked._make(row) for row in rows]
+
+
+_COUNT = sa.text("""
+SELECT count(DISTINCT i.item_id) FROM dataset_splits s
+JOIN dataset_versions v ON v.id = s.version_id JOIN item_splits i ON i.split_id = s.id
+WHERE v.dataset_id = :dataset AND (CAST(:split AS uuid) IS NULL OR s.id = :split)
+""")
+
+
+def count_walked(tx: Tx, scope: Scope) -> int:
+    """How many items ``walk`` passes on its whole way."""
+    values = {"dataset": scope.dataset_id, "split": scope.split_id}
+    return int(tx.execute(_COUNT, values).scalar_one())
+
+
+_KEPT = sa.text("""
+SELECT r.item_id, r.version_id, r.job_id, r.raw, r.model_version, r.input_revision,
+  r.text_sha256 AS text_after, r.refused, i.content_sha256, i.text_sha256,
+  i.width, i.height, i.page_count, i.duration_s, i.deleted_at IS NOT NULL AS is_deleted,
+  CASE WHEN :reads = 'text' OR (:reads = 'any' AND i.content_sha256 IS NULL) THEN i.text END
+FROM job_results r JOIN dataset_items i ON i.id = r.item_id
+WHERE r.item_id = ANY(CAST(:items AS uuid[])) AND r.post_processor_id = :processor
+  AND EXISTS (SELECT 1 FROM item_splits s
+    WHERE s.item_id = r.item_id AND s.version_id = r.version_id
+      AND (CAST(:split AS uuid) IS NULL OR s.split_id = :split))
+ORDER BY r.item_id, r.version_id
+""")
+
+
+def read_kept(
+    tx: Tx, scope: Scope, item_ids: Sequence[UUID], *, texts_for: Reads | None
+) -> list[Kept]:
+    """The kept answers of some items in every version of the scope, by item.
+
+    With the texts that a runner reads which reads such things.
+    """
+    rows = tx.execute(
+        _KEPT,
+        {
+            "items": bulk.uuids(item_ids),
+            "processor": scope.post_processor_id,
+            "split": scope.split_id,
+            "reads": texts_for or "",
+        },
+    )
+    return [Kept._make(row) for row in rows]
+
+
+_STATES = sa.text("""
+SELECT w.item, w.version, r.job_id, EXISTS (SELECT 1 FROM post_processor_jobs j
+  WHERE j.item_id = w.item AND j.version_id = w.version AND j.post_processor_id = :processor
+    AND j.status IN ('pending', 'processing')) AS is_live
+FROM unnest(CAST(:items AS uuid[]), CAST(:versions AS uuid[])) AS w(item, version)
+LEFT JOIN job_results r ON r.item_id = w.item AND r.version_id = w.version
+  AND r.post_processor_id = :processor
+""")
+
+
+def read_states(
+    tx: Tx, post_processor_id: UUID, pairs: Sequence[tuple[UUID, UUID]]
+) -> dict[tuple[UUID, UUID], State]:
+    """How the answers of each (item, version) stand; exact when the items are locked."""
+    rows = tx.execute(
+        _STATES,
+        {
+            "processor": post_processor_id,
+            "items": bulk.uuids(pair[0] for pair in pairs),
+            "versions": bulk.uuids(pair[1] for pair in pairs),
+        },
+    )
+    return {(row[0], row[1]): State._make(row) for row in rows}
+
+
+def mark_texts(tx: Tx, post_processor_id: UUID, texts: Mapping[tuple[UUID, UUID], str]) -> None:
+    """Record for each (item, version) the hash of the text that the answer left on the item."""
+    tx.execute(
+        sa.text(
+            "UPDATE job_results r SET text_sha256 = w.sha256 FROM unnest(CAST(:items AS uuid[]), "
+            "CAST(:versions AS uuid[]), CAST(:shas AS text[])) AS w(item, version, sha256) "
+            "WHERE r.item_id = w.item AND r.version_id = w.version "
+            "AND r.post_processor_id = :processor"
+        ),
+        {
+            "processor": post_processor_id,
+            "items": bulk.uuids(pair[0] for pair in texts),
+            "versions": bulk.uuids(pair[1] for pair in texts),
+            "shas": bulk.texts(texts.values()),
+        },
+    )

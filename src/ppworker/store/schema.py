@@ -29,7 +29,7 @@ def migrate(db: Database) -> str:
             raise _newer(found)
         config.attributes["connection"] = tx
         command.upgrade(config, "head")
-    return _head()
+    return head()
 
 
 def check(db: Database) -> None:
@@ -46,11 +46,11 @@ def check(db: Database) -> None:
         raise ConfigurationError(
             f"PPWORKER_DATABASE_URL: PostgreSQL {server // 10_000} is too old; use 15 or newer"
         )
-    if found == _head():
+    if found == head():
         return
     if found is None or found in _known():
         raise ConfigurationError(
-            f"the schema is at revision {found or 'none'}, this program needs {_head()}; "
+            f"the schema is at revision {found or 'none'}, this program needs {head()}; "
             "run `ppworker migrate`"
         )
     raise _newer(found)
@@ -73,6 +73,7 @@ def _config() -> Config:
     return config
 
 
-def _head() -> str:
+def head() -> str:
+    """The revision that this program knows."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     return str(head)

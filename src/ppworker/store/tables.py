@@ -73,6 +73,7 @@ datasets = Table(
     Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("description", Text, nullable=False, server_default=""),
+    Column("notes", Text, nullable=False, server_default=""),
     Column("content_type", Text, nullable=False, server_default="documents"),
     Column("multi_label", Boolean, nullable=False, server_default=sa.text("true")),
     *_times(),
@@ -160,6 +161,7 @@ dataset_items = Table(
     Column("dataset_id", Uuid, ForeignKey("datasets.id"), nullable=False),
     Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
     Column("name", Text, nullable=False, server_default=""),
+    Column("description", Text, nullable=False, server_default=""),
     Column("text", Text),
     Column("text_sha256", Text),
     Column("extension", Text, nullable=False, server_default=""),
@@ -442,6 +444,8 @@ job_results = Table(
     Column("raw", JSONB, nullable=False),
     Column("model_version", Text, nullable=False),
     Column("input_revision", Text, nullable=False),
+    Column("text_sha256", Text),  # of the item's text once the answer was written
+    Column("refused", Integer, nullable=False, server_default="0"),  # values that raw lacks
     Column("created_at", Time, nullable=False, server_default=NOW),
     sa.PrimaryKeyConstraint("item_id", "version_id", "post_processor_id"),
 )
@@ -460,6 +464,13 @@ job_attempts = Table(
     Column("reason", Text, nullable=False),
     Column("error", Text, nullable=False),
     sa.PrimaryKeyConstraint("job_id", "lease_token"),
+    # Rows lie in the order of their end, so a few bytes for many pages find those of a moment ago.
+    Index(
+        "job_attempts_ended",
+        "ended_at",
+        postgresql_using="brin",
+        postgresql_with={"pages_per_range": 32, "autosummarize": True},
+    ),
 )
 
 idempotency_keys = Table(
@@ -545,6 +556,7 @@ dead_letters = Table(
     Column("replayed_at", Time),
     # A redelivered message is the same dead letter.
     UniqueConstraint("message_id", "body_sha256"),
+    Index("dead_letters_waiting", "id", postgresql_where=sa.text("replayed_at IS NULL")),
 )
 
 workers = Table(

@@ -27,9 +27,10 @@ INVARIANTS: dict[str, str] = {
           < clock_timestamp() - interval '60 s'""",
     "a pending job is ready if and only if no job of lower order of its item lives": """
         SELECT p.id::text FROM post_processor_jobs p WHERE p.status = 'pending'
-        AND p.ready = EXISTS (SELECT 1 FROM post_processor_jobs l WHERE l.item_id = p.item_id
+        AND p.ready = EXISTS (SELECT 1 FROM post_processor_jobs l
+          JOIN post_processors b ON b.id = l.post_processor_id WHERE l.item_id = p.item_id
           AND l.version_id = p.version_id AND l.status IN ('pending','processing')
-          AND l."order" < p."order")""",
+          AND l."order" < p."order" AND (b.enabled OR l.status = 'processing'))""",
     "a job has at most one live row per version, item and post-processor": """
         SELECT min(id::text) FROM post_processor_jobs WHERE status IN ('pending','processing')
         GROUP BY item_id, version_id, post_processor_id HAVING count(*) > 1""",
@@ -63,6 +64,18 @@ INVARIANTS: dict[str, str] = {
     "an item belongs to a version of its dataset": """
         SELECT s.item_id::text FROM item_splits s JOIN dataset_items i ON i.id = s.item_id
         JOIN dataset_versions v ON v.id = s.version_id WHERE v.dataset_id <> i.dataset_id""",
+    "an inference's annotation stands on the item that the inference became": """
+        SELECT a.id::text FROM annotations a WHERE a.source = 'inference' AND NOT EXISTS (
+          SELECT 1 FROM inferences n WHERE n.id = a.inference_id AND n.item_id = a.item_id)""",
+    "an inference belongs to the dataset of its item": """
+        SELECT n.id::text FROM inferences n JOIN dataset_items i ON i.id = n.item_id
+        WHERE i.dataset_id <> n.dataset_id OR i.user_id <> n.user_id""",
+    "no operation is processing long after its lease": """
+        SELECT id::text FROM operations WHERE status = 'processing'
+          AND lease_expires_at < clock_timestamp() - interval '60 s'""",
+    "inferences that were applied were applied to the last one": """
+        SELECT id::text FROM operations WHERE kind = 'apply_inferences'
+          AND (done > total OR (status = 'completed' AND done <> total))""",
     "every step of a job's history is a legal edge": """
         SELECT a.job_id::text FROM job_attempts a WHERE a.cause NOT IN ('finished',
           'transient_error', 'snoozed', 'released', 'rescued', 'input_changed', 'exhausted',

@@ -19,10 +19,14 @@ def register(tx: Tx, worker_id: UUID, *, host: str, pid: int, version: str, slot
     )
 
 
-def mark_seen(tx: Tx, worker_id: UUID) -> bool:
-    """Say that the worker lives; False when its row is gone and must be registered again."""
+def mark_seen(tx: Tx, worker_id: UUID, *, draining: bool = False) -> bool:
+    """Say that the worker lives, and whether it takes no more work; False when its row is gone and
+    must be registered again."""
     seen = tx.execute(
-        sa.text("UPDATE workers SET seen_at = clock_timestamp() WHERE id = :id"), {"id": worker_id}
+        sa.text(
+            "UPDATE workers SET seen_at = clock_timestamp(), draining = :draining WHERE id = :id"
+        ),
+        {"id": worker_id, "draining": draining},
     )
     return bool(seen.rowcount)
 

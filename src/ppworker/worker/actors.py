@@ -25,19 +25,21 @@ class Handlers:
     Attributes:
         run_slice: works on a post-processor for one time slice and answers whether more is due
             that a slot could start now. It calls its second argument when its claim came back
-            full, to recruit one more slot; calling it again does nothing.
+            full, to recruit one more slot; calling it again does nothing. Its third one says what
+            began the turn: wakeup or poll.
         refresh: folds the deltas of the label stats.
     """
 
-    run_slice: Callable[[UUID, Callable[[], None]], bool]
+    run_slice: Callable[[UUID, Callable[[], None], str], bool]
     refresh: Callable[[], None]
 
 
 def declare_actors(broker: HintBroker, handlers: Handlers) -> None:
     """Declare ``run_jobs`` and ``refresh_label_stats`` on the broker; once per broker."""
 
-    def run_jobs(post_processor_id: str) -> None:
-        _take_turn(broker, handlers.run_slice, UUID(post_processor_id))
+    def run_jobs(post_processor_id: str, *, is_polled: bool = False) -> None:
+        woken_by = "poll" if is_polled else "wakeup"
+        _take_turn(broker, handlers.run_slice, UUID(post_processor_id), woken_by)
 
     def refresh_label_stats() -> None:
         if broker.stopping.is_set():
@@ -58,8 +60,9 @@ def declare_actors(broker: HintBroker, handlers: Handlers) -> None:
 
 def _take_turn(
     broker: HintBroker,
-    run_slice: Callable[[UUID, Callable[[], None]], bool],
+    run_slice: Callable[[UUID, Callable[[], None], str], bool],
     post_processor_id: UUID,
+    woken_by: str,
 ) -> None:
     if broker.stopping.is_set():
         broker.hint(post_processor_id)
@@ -74,7 +77,7 @@ def _take_turn(
 
     started = time.monotonic()
     try:
-        has_more = run_slice(post_processor_id, recruit)
+        has_more = run_slice(post_processor_id, recruit, woken_by)
     except StoreUnavailable as error:
         log.warning("post-processor %s: its turn ended early: %s", post_processor_id, error)
         return

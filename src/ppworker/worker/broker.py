@@ -26,8 +26,8 @@ _COOLDOWN_S = 1.5
 class HintBroker(dramatiq.Broker):
     """A dramatiq broker for hints: no retries, no delays, no time limits, no dead letters.
 
-    ``hint``, ``refresh_label_stats`` and ``clear_hint`` never raise and take at most about half a
-    second, once per cool-down. Safe for threads. One ``dramatiq.Worker`` at most consumes from it.
+    ``hint`` and ``refresh_label_stats`` never raise and take at most about half a second, once per
+    cool-down. Safe for threads. One ``dramatiq.Worker`` at most consumes from it.
 
     Attributes:
         stopping: set when this process shall take no more hints.
@@ -35,6 +35,7 @@ class HintBroker(dramatiq.Broker):
         wake: set to make a waiting consumer look again.
         poller: None in a process that only sends.
         link: None without redis.
+        looked_at: when the consumer looked for work last, by the monotonic clock.
     """
 
     def __init__(
@@ -43,16 +44,22 @@ class HintBroker(dramatiq.Broker):
         link: RedisLink | None = None,
         poller: Poller | None = None,
         stopping: Event | None = None,
+        counted: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Build on what there is; without ``link`` work is found by polling alone."""
+        """Build on what there is; without ``link`` work is found by polling alone.
+
+        ``counted`` is told the name of each counter that grows; it must be quick.
+        """
         super().__init__(middleware=[])
         self.link = link
         self.poller = poller
         self.stopping = stopping or Event()
         self.slots = Slots()
         self.wake = Event()
+        self.looked_at: float | None = None
         self._refresh_wanted = Event()
         self._offering = Circuit("sending hints", cooldown_s=_COOLDOWN_S)
+        self._counted = counted
         self._counts: Counter[str] = Counter()
         self._counts_lock = Lock()
 
@@ -67,20 +74,6 @@ class HintBroker(dramatiq.Broker):
     def refresh_label_stats(self) -> bool:
         """Say that label stats have deltas to fold; returns like ``hint``."""
         return self._offer(REFRESH)
-
-    def clear_hint(self, post_processor_id: UUID) -> None:
-        """Forget that a hint is queued, so that the next one is queued again.
-
-        The consumer does this for every hint it takes, before its actor runs.
-        """
-        if self.link is None or not self._offering.allows():
-            return
-        try:
-            self.link.clear([Hint(post_processor_id)])
-        except Exception as error:  # noqa: BLE001  a hint is never worth an exception
-            self._offering.failed(error)
-        else:
-            self._offering.succeeded()
 
     def poll_soon(self) -> None:
         """Have this process poll as soon as it has an idle slot."""
@@ -104,6 +97,7 @@ class HintBroker(dramatiq.Broker):
         """Add one to a counter."""
         with self._counts_lock:
             self._counts[name] += 1
+        self._counted(name)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -182,6 +176,7 @@ def connect(
     ask: Callable[[], Poll] | None = None,
     poll_s: float = 1.0,
     stopping: Event | None = None,
+    counted: Callable[[str], None] = lambda _: None,
 ) -> HintBroker:
     """Build the broker of a process, without connecting yet.
 
@@ -190,6 +185,7 @@ def connect(
         ask: looks at the job table; None in a process that runs no jobs.
         poll_s: seconds between looks, jittered by half.
         stopping: event to share; a new one by default.
+        counted: told the name of each counter of hints that grows.
 
     Raises:
         ConfigurationError: the URL is malformed.
@@ -198,4 +194,5 @@ def connect(
         link=None if redis_url is None else RedisLink.from_url(redis_url),
         poller=None if ask is None else Poller(ask, interval_s=poll_s),
         stopping=stopping,
+        counted=counted,
     )

@@ -15,8 +15,10 @@ from dramatiq import MessageProxy
 from redis import RedisError
 
 from ppworker.worker.circuit import Circuit
+from ppworker.worker.command_link import QUEUE as COMMANDS_QUEUE
 from ppworker.worker.hints import REFRESH, Hint, MalformedHint, decode, is_stale, read
 from ppworker.worker.link import BLOCK_S, RedisLink
+from ppworker.worker.messages import COMMANDS
 
 if TYPE_CHECKING:
     from ppworker.worker.broker import HintBroker
@@ -40,9 +42,11 @@ class HintConsumer(dramatiq.Consumer):
         self._taking = Circuit("taking hints", cooldown_s=cooldown_s)
         self._taken: deque[Hint] = deque()
         self._polled: deque[Hint] = deque()
+        self._astray: deque[bytes] = deque()
 
     def __next__(self) -> MessageProxy | None:
         """The next message, or None when there is nothing to start now."""
+        self._broker.looked_at = time.monotonic()
         self._broker.wake.clear()  # before looking: whoever sets it later ends the wait below
         if self._broker.stopping.is_set():
             time.sleep(_REST_S)
@@ -100,6 +104,9 @@ class HintConsumer(dramatiq.Consumer):
         try:
             bodies = link.take(limit, block_s=block_s)
             hints = [hint for body in bodies if (hint := self._accept(body)) is not None]
+            while self._astray:
+                link.enqueue(COMMANDS_QUEUE, self._astray[0])
+                self._astray.popleft()
             for hint in hints:
                 if hint == REFRESH:
                     self._broker.want_refresh()
@@ -116,6 +123,11 @@ class HintConsumer(dramatiq.Consumer):
     def _accept(self, body: bytes | None) -> Hint | None:
         try:
             message = decode(body)
+            if body is not None and message.actor_name in list(COMMANDS):  # which may be no text
+                # Its producer's stub names no queue; a command is too dear to drop for that.
+                log.warning("a command was sent to the queue of hints; it is moved to its own")
+                self._astray.append(body)
+                return None
             hint = read(message)
             if is_stale(message, now_s=time.time()):
                 self._broker.count("stale")

@@ -42,12 +42,16 @@ class Hint:
         return f"{NAMESPACE}:hint:{self.post_processor_id or REFRESH_LABEL_STATS}"
 
     def to_message(self, **options: Any) -> Message[None]:
-        """Build the dramatiq message; a stock worker that reads it keeps our limits too."""
+        """Build the dramatiq message; a stock worker that reads it keeps our limits too.
+
+        One that is ``local`` goes to a thread of this process, which is told that polling found it.
+        """
+        is_polled = self.post_processor_id is not None and options.get("local")
         return Message(
             queue_name=QUEUE,
             actor_name=self.actor_name,
             args=() if self.post_processor_id is None else (str(self.post_processor_id),),
-            kwargs={},
+            kwargs={"is_polled": True} if is_polled else {},
             options={"max_retries": 0, "max_age": MAX_AGE_S * 1000, **options},
         )
 

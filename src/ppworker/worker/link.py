@@ -51,16 +51,10 @@ class RedisLink:
         Raises:
             ConfigurationError: the URL is malformed; the message does not repeat it.
         """
-        try:
-            return cls(
-                _client(url, timeout_s=COMMAND_TIMEOUT_S),
-                _client(url, timeout_s=BLOCK_S + 2 * COMMAND_TIMEOUT_S),
-            )
-        except (ValueError, TypeError):
-            raise ConfigurationError(
-                "PPWORKER_REDIS_URL: not a URL like redis://host:6379/0; "
-                "in a password write @ as %40, : as %3A and / as %2F"
-            ) from None
+        return cls(
+            open_client(url, timeout_s=COMMAND_TIMEOUT_S),
+            open_client(url, timeout_s=BLOCK_S + 2 * COMMAND_TIMEOUT_S),
+        )
 
     def offer(self, hint: Hint) -> bool:
         """Queue a hint unless one of its kind is queued; whether it was new. One round trip."""
@@ -79,18 +73,8 @@ class RedisLink:
         None stands for a message whose body is gone. Several workers wake for one message, and
         all but one fetch nothing; the list is empty then, so they wait again.
         """
-        if block_s > 0:
-            wait_s = max(round(block_s, 3), 0.001)  # 0 would wait for ever
-            # The head of the queue stays where it is: the fetch below takes it, if it is first.
-            arrived = self._blocking.blmove(
-                _QUEUE_KEY,
-                _QUEUE_KEY,
-                wait_s,  # type: ignore[arg-type]  # redis takes fractions
-                src="LEFT",
-                dest="LEFT",
-            )
-            if arrived is None:
-                return []
+        if block_s > 0 and not wait_for(self._blocking, _QUEUE_KEY, block_s):
+            return []
         fetched: list[bytes | None] = self._stock.do_fetch(QUEUE, limit)
         return fetched
 
@@ -105,6 +89,10 @@ class RedisLink:
             self._stock.do_ack(QUEUE, message_id)
         self.clear(hints)
 
+    def enqueue(self, queue: str, body: bytes) -> None:
+        """Put a message as it is at the end of a queue."""
+        self._stock.do_enqueue(queue, str(uuid4()), body)
+
     def clear(self, hints: list[Hint]) -> None:
         """Remove the marks, so that the next hint of each kind is queued again."""
         if hints:
@@ -117,8 +105,19 @@ class RedisLink:
             client.connection_pool.disconnect()
 
 
-def _client(url: str, *, timeout_s: float) -> redis.Redis:
-    pool = redis.ConnectionPool.from_url(url)
+def open_client(url: str, *, timeout_s: float) -> redis.Redis:
+    """A client of redis, not connected yet.
+
+    Raises:
+        ConfigurationError: the URL is malformed; the message does not repeat it.
+    """
+    try:
+        pool = redis.ConnectionPool.from_url(url)
+    except (ValueError, TypeError):
+        raise ConfigurationError(
+            "PPWORKER_REDIS_URL: not a URL like redis://host:6379/0; "
+            "in a password write @ as %40, : as %3A and / as %2F"
+        ) from None
     # After parsing, so that a time-out in the URL cannot undo ours: an upload waits for a hint.
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
@@ -128,3 +127,18 @@ def _client(url: str, *, timeout_s: float) -> redis.Redis:
     }
     pool.connection_kwargs.update(options)
     return redis.Redis(connection_pool=pool)
+
+
+def wait_for(client: redis.Redis, queue_key: str, block_s: float) -> bool:
+    """Whether something lies in the queue by ``block_s`` seconds from now.
+
+    The head of the queue stays where it is: whoever fetches first takes it.
+    """
+    arrived = client.blmove(
+        queue_key,
+        queue_key,
+        max(round(block_s, 3), 0.001),  # type: ignore[arg-type]  # redis takes fractions; 0: for ever
+        src="LEFT",
+        dest="LEFT",
+    )
+    return arrived is not None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from ppworker.domain.measurements import ClaimTried, TurnEnded
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Invalid, RunnerError
 from ppworker.pipeline import execute
@@ -39,6 +40,15 @@ class _Pace:
     bound_at: float = 0.0
 
 
+@dataclass(slots=True)
+class _Turn:
+    """One time slice of a post-processor."""
+
+    woken_by: str
+    jobs: int = 0
+    """Claimed in it so far."""
+
+
 class Loop:
     """Turns of post-processors in one worker process, shared by its slots."""
 
@@ -63,14 +73,24 @@ class Loop:
         self._warned: set[tuple[UUID, str]] = set()
         self._missed: set[UUID] = set()
 
-    def run_slice(self, post_processor_id: UUID, recruit: Callable[[], None]) -> bool:
+    def run_slice(
+        self, post_processor_id: UUID, recruit: Callable[[], None], woken_by: str = "wakeup"
+    ) -> bool:
         """Work on a post-processor for one time slice; whether more is due that could start now.
 
-        Calls ``recruit`` when a claim came back full, so that another slot joins.
+        Calls ``recruit`` when a claim came back full, so that another slot joins. ``woken_by``
+        says what began it, for the figures.
 
         Raises:
             StoreUnavailable: PostgreSQL is away; polling will bring the work back.
         """
+        turn = _Turn(woken_by)
+        try:
+            return self._run_slice(post_processor_id, recruit, turn)
+        finally:
+            self._deps.emit([TurnEnded(woken_by=woken_by, jobs=turn.jobs)])
+
+    def _run_slice(self, post_processor_id: UUID, recruit: Callable[[], None], turn: _Turn) -> bool:
         with self._deps.db.look() as tx:
             processor = post_processors.find_post_processor(tx, post_processor_id)
         if processor is None:
@@ -79,28 +99,44 @@ class Loop:
         if permit is None:
             return False
         with permit:
-            has_more = self._work(processor, permit, recruit)
+            has_more = self._work(processor, permit, recruit, turn)
         return has_more or self._was_missed(post_processor_id)
 
-    def _work(self, processor: PostProcessor, permit: Permit, recruit: Callable[[], None]) -> bool:
+    def _work(
+        self, processor: PostProcessor, permit: Permit, recruit: Callable[[], None], turn: _Turn
+    ) -> bool:
         until = time.monotonic() + self._deps.settings.slice_s
         model = _Model(self._models, permit)
         pace = self._pace(processor.id)
         while not self._stopping.is_set():
-            limit = self._size(processor, pace)
-            batch = execute.claim(self._deps, processor, limit=limit, behind=self._bound(pace))
+            batch = self._claim(processor, pace, turn)
             if not batch.jobs:
                 return False
             pace.bound, pace.bound_at = batch.bound, pace.bound_at or time.monotonic()
             if batch.is_full:
                 recruit()
-            with self._heartbeat.holding(processor.id, batch.jobs):
+            with self._heartbeat.holding(processor.id, batch.jobs, name=processor.name):
                 execute.run(self._deps, self._labels, processor, model, batch)
             self._ask_refresh()
             self._learn(pace, len(batch.jobs), model.took_s)
             if time.monotonic() >= until:
                 return batch.is_full
         return True
+
+    def _claim(self, processor: PostProcessor, pace: _Pace, turn: _Turn) -> execute.Batch:
+        limit = self._size(processor, pace)
+        started, outcome, jobs = time.monotonic(), "error", 0
+        try:
+            batch = execute.claim(self._deps, processor, limit=limit, behind=self._bound(pace))
+            jobs = len(batch.jobs)
+            turn.jobs += jobs
+            outcome = "hit" if jobs else "empty"
+            return batch
+        finally:
+            took_s = time.monotonic() - started
+            self._deps.emit(
+                [ClaimTried(woken_by=turn.woken_by, outcome=outcome, jobs=jobs, seconds=took_s)]
+            )
 
     def _permit(self, processor: PostProcessor) -> Permit | None:
         """The right to use the model, asked for before anything is claimed.

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from threading import Thread
 from typing import NoReturn
 
@@ -23,7 +24,15 @@ _REDIS_S = 1.0
 """Seconds that stopping spends on redis at most, when all slots are done."""
 
 
-def run_worker(broker: HintBroker, signals: Signals, *, threads: int, grace_s: float) -> bool:
+def run_worker(
+    broker: HintBroker,
+    signals: Signals,
+    *,
+    threads: int,
+    grace_s: float,
+    tick: Callable[[], None] = lambda: None,
+    draining: Callable[[], None] = lambda: None,
+) -> bool:
     """Work until SIGTERM, SIGINT or ``broker.stopping``.
 
     Sets ``broker.stopping`` when it is time: slices then finish their batch within ``grace_s``
@@ -36,6 +45,8 @@ def run_worker(broker: HintBroker, signals: Signals, *, threads: int, grace_s: f
             while the rest is closed must not kill what is on its way out.
         threads: slots; one thread more runs for ``refresh_label_stats``.
         grace_s: seconds that running slices have.
+        tick: called several times a second as long as this goes on; must be quick.
+        draining: called once, when no more work is taken; must be quick.
 
     Returns:
         Whether every slot was done in time.
@@ -47,25 +58,33 @@ def run_worker(broker: HintBroker, signals: Signals, *, threads: int, grace_s: f
     worker.start()
     first: int | None = None
     while not broker.stopping.is_set():
+        tick()
         first = signals.wait(0.25)
         if first is not None:
             broker.stopping.set()
     broker.wake.set()
+    slots_by = time.monotonic() + grace_s + _RELEASE_S
+    draining()
     return _stop(
-        worker,
-        signals,
-        interrupts=int(first == signal.SIGINT),
-        slots_by=time.monotonic() + grace_s + _RELEASE_S,
+        worker, signals, interrupts=int(first == signal.SIGINT), slots_by=slots_by, tick=tick
     )
 
 
-def _stop(worker: dramatiq.Worker, signals: Signals, *, interrupts: int, slots_by: float) -> bool:
+def _stop(
+    worker: dramatiq.Worker,
+    signals: Signals,
+    *,
+    interrupts: int,
+    slots_by: float,
+    tick: Callable[[], None],
+) -> bool:
     """Stop dramatiq's threads; whether the slots were done by ``slots_by`` (monotonic seconds)."""
     # In a thread of its own: its joins add up to more than the grace, and it talks to redis.
     wait_ms = max(0, int((slots_by - time.monotonic()) * 1000))
     stopper = Thread(target=worker.stop, args=(wait_ms,), name="stop", daemon=True)
     stopper.start()
     while time.monotonic() < slots_by and any(slot.is_alive() for slot in worker.workers):
+        tick()
         interrupts += signals.wait(0.02) == signal.SIGINT
         if interrupts > 1:
             return False

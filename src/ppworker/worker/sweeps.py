@@ -24,11 +24,21 @@ class Sweep:
     every_s: float
 
 
+Swept = Callable[[str, bool, float], None]
+"""Told a sweep's name, whether it succeeded, and the seconds it took; must not raise."""
+
+
+def _nobody(_name: str, _is_ok: bool, _seconds: float) -> None:  # noqa: FBT001  the shape above
+    """Nobody asked to be told."""
+
+
 class Sweeper:
     """A thread that runs the sweeps, each at its own jittered period."""
 
-    def __init__(self, sweeps: Sequence[Sweep]) -> None:
+    def __init__(self, sweeps: Sequence[Sweep], *, swept: Swept = _nobody) -> None:
+        """Prepare to sweep; ``swept`` is told of each run."""
         self._sweeps = sweeps
+        self._swept = swept
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeps", daemon=True)
 
@@ -46,20 +56,21 @@ class Sweeper:
         while not self._ended.wait(max(0.05, min(next_at.values()) - time.monotonic())):
             for sweep in self._sweeps:
                 if time.monotonic() >= next_at[sweep.name]:
-                    run_once(sweep)
+                    run_once(sweep, swept=self._swept)
                     next_at[sweep.name] = time.monotonic() + _jittered(sweep.every_s)
 
 
-def run_once(sweep: Sweep) -> int:
+def run_once(sweep: Sweep, *, swept: Swept = _nobody) -> int:
     """Run a sweep and log what it did; a failure is logged and left to the next time."""
+    started, is_ok, touched = time.monotonic(), False, 0
     try:
         touched = sweep.run()
+        is_ok = True
     except StoreUnavailable as error:
         log.warning("sweep %s: %s", sweep.name, error)
-        return 0
     except Exception:
         log.exception("sweep %s failed", sweep.name)
-        return 0
+    swept(sweep.name, is_ok, time.monotonic() - started)
     if touched:
         log.debug("sweep %s touched %d rows", sweep.name, touched)
     return touched

@@ -35,6 +35,13 @@ def upgrade() -> None:
             "message_id", "body_sha256", name=op.f("dead_letters_message_id_body_sha256_key")
         ),
     )
+    op.create_index(
+        "dead_letters_waiting",
+        "dead_letters",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("replayed_at IS NULL"),
+    )
     op.create_table(
         "api_keys",
         sa.Column("id", sa.UUID(), nullable=False),
@@ -168,6 +175,10 @@ def upgrade() -> None:
         ),
     )
     op.create_index(op.f("inferences_item_id"), "inferences", ["item_id"], unique=False)
+    op.add_column("datasets", sa.Column("notes", sa.Text(), server_default="", nullable=False))
+    op.add_column(
+        "dataset_items", sa.Column("description", sa.Text(), server_default="", nullable=False)
+    )
     op.add_column("annotations", sa.Column("inference_id", sa.UUID(), nullable=True))
     for name in ("annotations_model_has_author", "annotations_has_fingerprint"):
         op.drop_constraint(op.f(name), "annotations", type_="check")
@@ -200,6 +211,19 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("content_sha256 IS NOT NULL"),
     )
+    op.create_index(
+        "job_attempts_ended",
+        "job_attempts",
+        ["ended_at"],
+        unique=False,
+        postgresql_using="brin",
+        postgresql_with={"pages_per_range": 32, "autosummarize": True},
+    )
+    op.add_column("job_results", sa.Column("text_sha256", sa.Text(), nullable=True))
+    op.add_column(
+        "job_results",
+        sa.Column("refused", sa.Integer(), server_default="0", nullable=False),
+    )
     op.alter_column("idempotency_keys", "item_ids", new_column_name="ids")
     op.add_column(
         "workers",
@@ -209,7 +233,12 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_column("workers", "draining")
+    op.drop_column("datasets", "notes")
+    op.drop_column("dataset_items", "description")
+    op.drop_index("job_attempts_ended", table_name="job_attempts", postgresql_using="brin")
     op.alter_column("idempotency_keys", "ids", new_column_name="item_ids")
+    op.drop_column("job_results", "refused")
+    op.drop_column("job_results", "text_sha256")
     op.drop_index(
         "dataset_items_content",
         table_name="dataset_items",

@@ -1,0 +1,142 @@
+"""What each error becomes on the wire: one table from error class to status, one shape."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from ppworker.errors import (
+    CommitUnknown,
+    Conflict,
+    Forbidden,
+    Invalid,
+    Malformed,
+    NotFound,
+    PpworkerError,
+    StoreRefused,
+    StoreUnavailable,
+    TooLarge,
+    Unauthenticated,
+)
+
+STATUS: Mapping[type[PpworkerError], int] = {
+    Malformed: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    Invalid: 422,
+    StoreRefused: 422,
+    StoreUnavailable: 503,
+}
+"""The status of each error class, and of those below it; what is not here is our own fault."""
+
+_RETRY_AFTER_S = 2
+_HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"WWW-Authenticate": "Bearer"},
+    503: {"Retry-After": str(_RETRY_AFTER_S)},
+}
+
+
+class Problem(BaseModel):
+    """Why a request was not followed."""
+
+    message: str
+    severity: str = "error"
+    field: str = ""
+    """What of the request is at fault, empty where nothing in it is."""
+
+
+def install(app: FastAPI) -> None:
+    """Have every error answered in our shape."""
+    app.add_exception_handler(PpworkerError, _ours)
+    app.add_exception_handler(RequestValidationError, _unfit)
+    app.add_exception_handler(HTTPException, _protocol)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The description of errors for the published schema."""
+    return {
+        status: {"model": Problem, "description": HTTPStatus(status).phrase}
+        for status in sorted(statuses)
+    }
+
+
+def status_of(error: PpworkerError) -> int:
+    """The status of an error, by its class or the nearest one above it."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return STATUS[kind]
+    return 500
+
+
+def _answer(status: int, message: str, *, field: str = "", **headers: str) -> JSONResponse:
+    return JSONResponse(
+        Problem(message=message, field=field).model_dump(),
+        status_code=status,
+        headers={**_HEADERS.get(status, {}), **headers},
+    )
+
+
+async def _ours(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, PpworkerError):
+        raise TypeError  # cannot be: installed for that class
+    status = status_of(error)
+    field = getattr(error, "field", "")
+    if isinstance(error, CommitUnknown):
+        message = "the database went away while this was written; look whether it happened"
+    elif isinstance(error, StoreUnavailable):
+        message = "the database cannot be reached now; try again"
+    elif isinstance(error, StoreRefused):
+        message = "the database refuses a value of the request"
+    elif status == 500:  # noqa: PLR2004
+        raise error
+    else:
+        message = str(error)
+    return _answer(status, message, field=field)
+
+
+async def _unfit(_request: Request, error: Exception) -> JSONResponse:
+    """A request that does not fit its model: unreadable is 400, unfit is 422."""
+    if not isinstance(error, RequestValidationError):
+        raise TypeError
+    first = error.errors()[0]
+    where, *path = first["loc"]
+    if first["type"] == "json_invalid":
+        return _answer(400, f"the body is not JSON: {first['ctx']['error']}")
+    if where != "body":
+        return _answer(400, _sentence(first), field=str(path[-1]) if path else "")
+    if not path:
+        return _answer(422, "the body must be JSON of the right shape; send it as application/json")
+    return _answer(422, _sentence(first), field=_path(path))
+
+
+def _sentence(about: Mapping[str, Any]) -> str:
+    message = str(about["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _path(parts: list[str | int]) -> str:
+    """``inferences[17].confidence``, as the pipeline writes it too."""
+    words = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts]
+    return "".join(words).removeprefix(".")
+
+
+async def _protocol(_request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses: no such route, another method, an unreadable body."""
+    if not isinstance(error, HTTPException):
+        raise TypeError
+    messages = {404: "there is no such route", 405: "the route does not know this method"}
+    message = messages.get(error.status_code, str(error.detail))
+    return _answer(error.status_code, message, **dict(error.headers or {}))
+
+
+def our_fault() -> JSONResponse:
+    """The answer to what nobody expected: it is in the log, and the client is told none of it."""
+    return _answer(500, "something went wrong here; it is in the log")

@@ -1,0 +1,82 @@
+"""Long work that goes on behind a request: how far it is, how it ended."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BeforeValidator
+
+from ppworker.api.auth import Caller, KeyedRoute, Room
+from ppworker.api.errors import responses
+from ppworker.api.paging import absent
+from ppworker.api.paths import identity, missing
+from ppworker.api.wire import Answer, OptionalText, Text, Time
+from ppworker.domain.job import Status
+from ppworker.store import operations
+from ppworker.store.operations import Operation
+
+router = APIRouter(route_class=KeyedRoute, tags=["operations"], responses=responses(401, 403, 503))
+
+_MOST = 1000
+
+
+class OperationAnswer(Answer):
+    """An operation; done of total units of work, total is null while nobody knows."""
+
+    id: Text
+    kind: str
+    status: Status
+    done: int
+    total: int | None
+    counts: dict[str, int]
+    """What was done, by word."""
+    dataset_id: OptionalText = None
+    reason: str = ""
+    error: str | None = None
+    created_at: Time
+    started_at: Time | None = None
+    completed_at: Time | None = None
+
+
+def shown(operation: Operation) -> OperationAnswer:
+    """An operation as clients read it."""
+    return OperationAnswer.of(
+        id=operation.id,
+        kind=operation.kind,
+        status=Status(operation.status),
+        done=operation.done,
+        total=operation.total,
+        counts=dict(operation.counts),
+        dataset_id=operation.dataset_id,
+        reason=operation.reason,
+        error=operation.error or None,
+        created_at=operation.created_at,
+        started_at=operation.started_at,
+        completed_at=operation.completed_at,
+    )
+
+
+@router.get("/operations", responses=responses(400))
+def list_operations(
+    deps: Room,
+    caller: Caller,
+    *,
+    status: Annotated[Status | None, BeforeValidator(absent), Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST)] = 100,
+) -> list[OperationAnswer]:
+    """Your operations, newest first."""
+    with deps.db.look() as tx:
+        found = operations.list_operations(
+            tx, caller.user_id, limit=limit, status=None if status is None else str(status)
+        )
+    return [shown(operation) for operation in found]
+
+
+@router.get("/operations/{operation_id}", responses=responses(404))
+def read_operation(deps: Room, caller: Caller, operation_id: str) -> OperationAnswer:
+    """One operation."""
+    wanted = identity(operation_id, "operation")
+    with deps.db.look() as tx:
+        found = operations.find_operation(tx, caller.user_id, wanted)
+    if found is None:
+        raise missing("operation", operation_id)
+    return shown(found)

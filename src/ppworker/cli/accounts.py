@@ -1,0 +1,154 @@
+"""``users`` and ``keys``: who may come in by HTTP or message, and with what key."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from ppworker.cli import render
+from ppworker.cli.session import Call, Session, as_uuid, command, group, session
+from ppworker.errors import NotFound
+from ppworker.pipeline import accounts as making
+from ppworker.store import accounts
+
+UserOption = Annotated[
+    str | None,
+    typer.Option(
+        "--user", metavar="NAME", help="Default: the one this command acts as.", show_default=False
+    ),
+]
+KeyRef = Annotated[str, typer.Argument(metavar="KEY", help="Id of a key.", show_default=False)]
+
+_KEY_COLUMNS = (
+    "id", "username", "name", "key_prefix", "scopes", "expires_at", "last_used_at", "disabled",
+)  # fmt: skip
+
+_users = typer.Typer()
+_keys = typer.Typer()
+
+
+def register(root: typer.Typer, name: str, summary: str) -> None:
+    """Add one of the groups to the program."""
+    group(root, {"users": _users, "keys": _keys}[name], name, summary)
+
+
+@command(_users, "create")
+def create_user(
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+) -> None:
+    """Create a user; `keys create --user NAME` gives a key to come in with."""
+    with session(call) as s:
+        made = making.create_user(s.deps, name)
+    if call.as_json:
+        render.as_json(made)
+    else:
+        render.say(f"user {made.username} ({made.id})")
+
+
+@command(_users, "list")
+def list_users(call: Call) -> None:
+    """List users."""
+    with session(call) as s:
+        found = s.read(accounts.list_users)
+    rows = [render.plain(each) for each in found]
+    if call.as_json:
+        render.as_json(rows)
+    else:
+        render.table(rows, ("id", "username", "created_at"))
+
+
+@command(_keys, "create")
+def create_key(
+    call: Call,
+    *,
+    user: UserOption = None,
+    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="For people.")] = "",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option("--scope", help="read or write; default both. Repeatable."),
+    ] = None,
+    expires_days: Annotated[
+        int | None,
+        typer.Option("--expires-days", metavar="N", help="Default: never.", show_default=False),
+    ] = None,
+) -> None:
+    """Create a key and print it: it cannot be shown again."""
+    with session(call) as s:
+        plaintext, made = making.create_key(
+            s.deps,
+            _user_id(s, user),
+            name=name,
+            scopes=scope or (),
+            expires_days=expires_days,
+        )
+    if call.as_json:
+        render.as_json(render.plain(made) | {"key": plaintext})
+    else:
+        render.say(plaintext, f"key {made.id} of {made.username}; it is not shown again")
+
+
+@command(_keys, "list")
+def list_keys(
+    call: Call,
+    user: Annotated[
+        str | None,
+        typer.Option("--user", metavar="NAME", help="Only of this one.", show_default=False),
+    ] = None,
+) -> None:
+    """List keys, without what makes them keys."""
+    with session(call) as s:
+        only = None if user is None else _user_id(s, user)
+        found = s.read(lambda tx: accounts.list_keys(tx, only))
+    rows = [render.plain(each) for each in found]
+    if call.as_json:
+        render.as_json(rows)
+    else:
+        render.table(rows, _KEY_COLUMNS, empty="no keys; `ppworker keys create` makes one")
+
+
+@command(_keys, "disable")
+def disable(call: Call, key: KeyRef) -> None:
+    """Let a key in no more."""
+    _set_disabled(call, key, disabled=True)
+
+
+@command(_keys, "enable")
+def enable(call: Call, key: KeyRef) -> None:
+    """Let a disabled key in again."""
+    _set_disabled(call, key, disabled=False)
+
+
+def _set_disabled(call: Call, key: str, *, disabled: bool) -> None:
+    key_id = as_uuid(key, "key")
+    with session(call) as s:
+        found = s.read(lambda tx: accounts.set_disabled(tx, key_id, disabled=disabled))
+    _show(call, found, "disabled" if disabled else "enabled")
+
+
+@command(_keys, "delete")
+def delete(call: Call, key: KeyRef) -> None:
+    """Delete a key."""
+    key_id = as_uuid(key, "key")
+    with session(call) as s:
+        found = s.read(lambda tx: accounts.delete_key(tx, key_id))
+    _show(call, found, "deleted")
+
+
+def _show(call: Call, key: accounts.Key, what: str) -> None:
+    if call.as_json:
+        render.as_json(key)
+    else:
+        render.say(f"key {key.key_prefix}… of {key.username} {what}")
+
+
+def _user_id(s: Session, name: str | None) -> UUID:
+    if name is None:
+        return s.user_id
+    found: Any = s.read(lambda tx: accounts.find_user(tx, name))
+    if found is None:
+        raise NotFound(
+            f"no user '{render.line(name)}'; `ppworker users list` shows those there are",
+            field="--user",
+        )
+    return UUID(str(found.id))

@@ -1,0 +1,191 @@
+"""One worker process: claims jobs, runs models, sweeps; put together, run and taken down."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from threading import Event
+from uuid import UUID, uuid4
+
+from ppworker import __version__, telemetry, wiring
+from ppworker.errors import StoreUnavailable
+from ppworker.metrics import Metrics, shared
+from ppworker.monitoring.folder import Place
+from ppworker.monitoring.vitals import Journal, Vitals
+from ppworker.pipeline import finish, operations, refresh
+from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.operation_steps import STEPS
+from ppworker.runners.pool import RunnerPool
+from ppworker.settings import Settings
+from ppworker.store import jobs, schema, workers
+from ppworker.store.db import Database
+from ppworker.worker.actors import Handlers, declare_actors
+from ppworker.worker.broker import HintBroker
+from ppworker.worker.heartbeat import Heartbeat
+from ppworker.worker.loop import Loop
+from ppworker.worker.operations import OperationThread
+from ppworker.worker.parent import bind_to_parent
+from ppworker.worker.poller import Poll
+from ppworker.worker.process import run_worker
+from ppworker.worker.signals import Signals
+from ppworker.worker.sweeps import Sweep, Sweeper, Swept
+
+_COMMAND_S = 2.0
+"""Seconds past the end of the slots in which the command in hand may end; else it is given back."""
+
+
+def run(settings: Settings, signals: Signals, place: Place) -> bool:
+    """Be one worker process until a signal; whether it ended as it should.
+
+    Args:
+        settings: with the database's URL.
+        signals: entered by the caller, who leaves the process inside it.
+        place: where this process stands among those of its supervisor.
+
+    Raises:
+        ConfigurationError: schema or settings do not fit.
+        StoreUnavailable: PostgreSQL cannot be reached at the start.
+    """
+    worker_id = uuid4()
+    metrics = shared(place.folder, place.slot)
+    telemetry.configure(settings, worker_id=worker_id, lost=metrics.log_lines_lost)
+    bind_to_parent()
+    db = wiring.open_database(settings, name="ppworker worker", steady_plans=True, metrics=metrics)
+    schema.check(db)
+    broker = wiring.hint_broker(
+        settings, ask=lambda: _poll(db), stopping=Event(), counted=metrics.hint_counted
+    )
+    deps = wiring.build_deps(
+        settings, db, broker=broker, worker_id=worker_id, emit=wiring.telling(metrics)
+    )
+    register = _register(deps, broker.stopping)
+    register()
+    journal = Journal(
+        place,
+        version=__version__,
+        worker=str(worker_id),
+        slots=settings.threads,
+        look=lambda vitals: _look(vitals, db, broker, heartbeat),
+    )
+    heartbeat = Heartbeat(
+        lambda held: _extend(deps, held),
+        register,
+        lease_s=settings.lease_s,
+        turned=lambda is_renewed: journal.beat(is_renewed=is_renewed),
+        lost=metrics.leases_lost,
+    )
+    models = RunnerPool()
+    loop = Loop(
+        deps, models, heartbeat, refresh=broker.refresh_label_stats, stopping=broker.stopping
+    )
+    idle = Sweep(name="models", run=lambda: models.close_idle(settings.idle_unload_s), every_s=30)
+    sweeper = Sweeper([*wiring.sweeps(deps), idle], swept=_swept(metrics, journal))
+    declare_actors(broker, Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)))
+    commands = wiring.command_consumer(deps, stopping=broker.stopping)
+    operating = OperationThread(
+        lambda until: operations.run(deps, STEPS, until=until) is not None,
+        poll_s=settings.poll_s,
+        slice_s=settings.slice_s,
+        stopping=broker.stopping,
+    )
+    heartbeat.start()
+    sweeper.start()
+    operating.start()
+    if commands is not None:
+        commands.start()
+    journal.beat(is_renewed=True)  # it has just registered
+    journal.begin()
+    in_time = run_worker(
+        broker,
+        signals,
+        threads=settings.threads,
+        grace_s=settings.grace_s,
+        tick=journal.note,
+        draining=lambda: _drain(journal, heartbeat),
+    )
+    _release(deps, heartbeat)  # first: what follows may need longer than the supervisor waits
+    if commands is not None:
+        commands.stop(wait_s=_COMMAND_S)
+    operating.stop()
+    sweeper.stop()
+    heartbeat.stop()
+    models.close()
+    _forget(deps)
+    broker.close()
+    db.close()
+    return in_time
+
+
+def _swept(metrics: Metrics, journal: Journal) -> Swept:
+    def swept(name: str, is_ok: bool, seconds: float) -> None:  # noqa: FBT001  the sweeper's shape
+        metrics.swept(name, is_ok=is_ok, seconds=seconds, at=time.time())
+        if is_ok:
+            journal.swept()
+
+    return swept
+
+
+def _poll(db: Database) -> Poll:
+    with db.look() as tx:
+        due, next_due_s = jobs.find_due(tx)
+    return Poll(due=due, next_due_s=next_due_s)
+
+
+def _extend(deps: Deps, held: Mapping[UUID, int]) -> set[UUID]:
+    with deps.db.begin() as tx:
+        return jobs.extend_leases(tx, held, lease_s=deps.settings.lease_s)
+
+
+def _fold(deps: Deps) -> None:
+    refresh.fold(deps)
+
+
+def _look(vitals: Vitals, db: Database, broker: HintBroker, heartbeat: Heartbeat) -> None:
+    vitals.looked_at = broker.looked_at
+    vitals.busy = broker.slots.running().total()
+    vitals.in_progress = dict(heartbeat.in_progress())
+    vitals.connections = db.in_use
+
+
+def _drain(journal: Journal, heartbeat: Heartbeat) -> None:
+    journal.drain()
+    heartbeat.soon()  # which tells the register, in its own thread
+
+
+def _register(deps: Deps, stopping: Event) -> Callable[[], None]:
+    def seen() -> None:
+        with deps.db.begin() as tx:
+            if not workers.mark_seen(tx, deps.worker_id, draining=stopping.is_set()):
+                workers.register(
+                    tx,
+                    deps.worker_id,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    version=__version__,
+                    slots=deps.settings.threads,
+                )
+
+    return seen
+
+
+def _release(deps: Deps, heartbeat: Heartbeat) -> None:
+    """Give back what a slot still holds after the grace; what cannot be told will be rescued."""
+    held = heartbeat.held()
+    if not held:
+        return
+    try:
+        with deps.db.begin() as tx:
+            names = jobs.names_of(tx, {processor_id for processor_id, _, _ in held.values()})
+        finish.release(
+            deps, names, {id_: (item_id, token) for id_, (_, item_id, token) in held.items()}
+        )
+    except StoreUnavailable as error:
+        telemetry.warn("worker.release_failed", jobs=len(held), error=str(error))
+
+
+def _forget(deps: Deps) -> None:
+    try:
+        with deps.db.begin() as tx:
+            workers.forget(tx, deps.worker_id)
+    except StoreUnavailable as error:
+        telemetry.warn("worker.not_forgotten", error=str(error))
