@@ -57,8 +57,14 @@ def main() -> int:
             servers.close()
     sys.stdout.write("\n" + report.markdown())
     if not asked.no_save:
-        report.save("quick" if asked.quick else "bench")
+        report.save(_name(asked.only, is_quick=asked.quick))
     return 0 if report.is_good else 1
+
+
+def _name(parts: str, *, is_quick: bool) -> str:
+    """Where a run is kept: a part of it does not replace the whole."""
+    whole = "quick" if is_quick else "bench"
+    return whole if parts == ",".join(PARTS) else f"{whole}-{parts.replace(',', '-')}"
 
 
 def _job(servers: Servers, report: Report, items: int, rounds: int) -> None:

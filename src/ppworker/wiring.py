@@ -117,8 +117,17 @@ def command_consumer(deps: Deps, *, stopping: Event) -> "CommandConsumer | None"
     )
 
 
-def sweeps(deps: Deps) -> list[Sweep]:
-    """Every periodic repair there is."""
+def _always() -> bool:
+    return True
+
+
+def sweeps(deps: Deps, *, may_rescue: Callable[[], bool] = _always) -> list[Sweep]:
+    """Every periodic repair there is.
+
+    Args:
+        deps: the collaborators.
+        may_rescue: whether a lease that has run out may be called abandoned now.
+    """
     period = deps.settings.sweep_s
 
     def prune_workers() -> int:
@@ -126,7 +135,11 @@ def sweeps(deps: Deps) -> list[Sweep]:
             return workers.prune(tx, unseen_s=_WORKER_UNSEEN_S)
 
     return [
-        Sweep(name="rescue", run=lambda: rescue.rescue(deps), every_s=period),
+        Sweep(
+            name="rescue",
+            run=lambda: rescue.rescue(deps) if may_rescue() else 0,
+            every_s=period,
+        ),
         Sweep(name="fold", run=lambda: refresh.fold(deps), every_s=period),
         Sweep(name="ready", run=lambda: rescue.repair_ready(deps), every_s=period * 6),
         Sweep(

@@ -16,6 +16,7 @@ PAGES = (
     "docs/how-to/stop-and-drain-workers.md",
     "docs/how-to/add-a-runner.md",
     "docs/how-to/add-inferences.md",
+    "docs/how-to/change-settings-and-reapply.md",
 )
 
 
@@ -75,5 +76,6 @@ def test_the_commands_of_the_tutorial_and_the_how_tos_work_as_they_stand(tmp_pat
     }
     assert "address ZipCode" in annotated
     assert "shout" in said[f"{PROGRAM} stats show letters/train"]
+    assert "address city" in said[f"{PROGRAM} stats show mine/train"]
     added = said[f"{PROGRAM} inferences add calls.jsonl --split calls/train"]
     assert re.search(r"2 annotations added\n.* 1 items created\n", added)

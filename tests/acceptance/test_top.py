@@ -27,17 +27,29 @@ HOME, LEFT = b"\x1b[H", b"\x1b[?1049l"
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*[34]\d[;m]")
 
 
+# A session of its own with the terminal as its controlling one, so that Ctrl-C reaches it.
+IN_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 class Terminal:
     """A terminal of some size in which a program runs."""
 
     def __init__(self, url: str, *arguments: str, columns: int, lines: int, **environment: str):
         self.shown = b""
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            # Not the environment of C: a library may have put the size of its own terminal there.
-            given = {"PPWORKER_DATABASE_URL": url, "TERM": "xterm-256color"}
-            os.execve(PROGRAM, [PROGRAM, "top", *arguments], os.environ | given | environment)  # noqa: S606
+        self._fd, inner = pty.openpty()
         self.resize(columns, lines)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL, PROGRAM, "top", *arguments],
+            env=os.environ | {"PPWORKER_DATABASE_URL": url, "TERM": "xterm-256color"} | environment,
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            start_new_session=True,
+        )
+        os.close(inner)
 
     def resize(self, columns: int, lines: int) -> None:
         self._lines = lines
@@ -75,18 +87,13 @@ class Terminal:
     def end(self, seconds: float = 20) -> int:
         """Its exit code, once it has ended."""
         until = time.monotonic() + seconds
-        while True:
-            self.look()
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.pid = 0
-                return os.waitstatus_to_exitcode(status)
+        while self.look() and self.process.poll() is None:
             assert time.monotonic() < until, "it does not end"
+        return self.process.wait(seconds)
 
     def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self.process.kill()
+        self.process.wait()
         os.close(self._fd)
 
 
@@ -101,15 +108,21 @@ def terminal(
         opened.close()
 
 
-def run(url: str, *arguments: str, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def running(url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The program without a terminal."""
+    with subprocess.Popen(
         [PROGRAM, "top", *arguments],
         env=os.environ | {"PPWORKER_DATABASE_URL": url},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -163,7 +176,7 @@ def test_it_outlives_an_absence_of_the_database(
         crowd.deps.db.engine.dispose()  # this test's own connections were ended too
         crowd.add("three")
         shown.wait_for("due 90")
-        os.kill(shown.pid, signal.SIGINT)
+        shown.process.send_signal(signal.SIGINT)
         assert shown.end() == 0
 
 
@@ -190,8 +203,8 @@ def test_ctrl_c_is_a_way_to_leave_and_no_color_is_honoured(crowd: World, databas
 
 
 def test_in_a_pipe_it_is_one_frame_with_whole_names(crowd: World, database_url: str) -> None:
-    once = run(database_url)
-    out, err = once.communicate(timeout=60)
+    with running(database_url) as once:
+        out, err = once.communicate(timeout=60)
     assert (once.returncode, err) == (0, "")
     assert "\x1b" not in out
     rows = [line for line in out.splitlines() if "/processor" in line]
@@ -200,13 +213,13 @@ def test_in_a_pipe_it_is_one_frame_with_whole_names(crowd: World, database_url: 
 
 
 def test_json_is_a_line_for_every_frame(crowd: World, database_url: str) -> None:
-    stream = run(database_url, "--json", "--interval", "0.2")
-    assert stream.stdout is not None
-    first, second = (json.loads(stream.stdout.readline()) for _ in range(2))
+    with running(database_url, "--json", "--interval", "0.2") as stream:
+        assert stream.stdout is not None
+        first, second = (json.loads(stream.stdout.readline()) for _ in range(2))
+        stream.send_signal(signal.SIGINT)
+        _, err = stream.communicate(timeout=30)
     assert first["is_reachable"] is True
     assert first["at"] < second["at"]
     assert (first["due"], first["in_flight"], first["workers"]) == (60, 0, [])
     assert {each["due"] for each in first["post_processors"]} == {2}
-    stream.send_signal(signal.SIGINT)
-    _, err = stream.communicate(timeout=30)
     assert (stream.returncode, err) == (0, "")

@@ -15,6 +15,7 @@ from ppworker import errors
 from ppworker.api import app
 from ppworker.domain.drop import Reason
 from ppworker.domain.job import EDGES
+from ppworker.domain.reapply import Skip
 from ppworker.metric_names import BY_NAME
 from ppworker.monitoring import router
 from ppworker.pipeline.operation_steps import STEPS
@@ -143,6 +144,12 @@ def test_every_metric_is_explained_and_no_page_names_one_that_is_not():
 def test_every_reason_of_a_drop_is_explained():
     explained = words_in_first_column("reference/errors-and-reasons.md")
     assert {str(reason) for reason in Reason} | {"label_deleted"} <= set(explained)
+
+
+def test_every_reason_to_leave_a_kept_answer_alone_is_explained():
+    page = (DOCS / "reference" / "errors-and-reasons.md").read_text()
+    part = page.partition("## Why a kept answer was left alone")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) == {str(skip) for skip in Skip}
 
 
 def test_every_reason_of_a_job_is_explained():

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,10 @@ import sqlalchemy as sa
 
 from api_server import Api
 from factories import classes
-from ppworker.errors import NotFound
-from ppworker.pipeline import item_files, media
+from ppworker.domain.post_processor import PostProcessor
+from ppworker.errors import NotFound, RunnerTimeout
+from ppworker.pipeline import item_files, media, operate, processor_changes, rescue
+from ppworker.runners.base import RunnerInput
 from ppworker.store import datasets
 from ppworker.store.db import Database
 
@@ -492,3 +495,73 @@ def test_a_database_that_is_away_is_503_and_says_when_to_come_again(api: Api) ->
 def test_media_types_of_uploads_come_from_their_bytes(api: Api) -> None:
     assert upload(api, make(api), PNG, "lies.pdf")["media_type"] == "image/png"
     assert upload(api, make(api), b"", "empty.txt")["media_type"] == media.EMPTY
+
+
+def test_new_files_against_claims_finishes_and_retries_never_deadlock(api: Api, tmp_path) -> None:
+    """Whatever comes when, every item ends with the answer to its last file."""
+    world = api.world
+    first = world.processor("first", max_attempts=2, output_target="text", model_type="ocr")
+    later = world.processor("later", order=1)
+    version = world.train.version_id
+    items = world.add(*(f"text {n}" for n in range(12)))
+    ended = threading.Event()
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                while not ended.is_set():
+                    work()
+            except BaseException as error:  # noqa: BLE001  shown below
+                errors.append(error)
+
+        return run
+
+    def put(item: UUID, content: bytes) -> None:
+        with api.deps.blobs.incoming() as (path, out):
+            out.write(content)
+            out.flush()
+            item_files.put_file(api.deps, version, item, path, name="f.txt")
+
+    def say(given: RunnerInput) -> Any:
+        if random.random() < 0.3:
+            return RunnerTimeout("slow")
+        return {"text": "read"} if given.path else classes("cat")
+
+    def turn(processor: PostProcessor) -> None:
+        world.run(processor, say, limit=5)
+        world.make_due()
+
+    works: list[Callable[[], object]] = [
+        lambda: put(random.choice(items), random.randbytes(4).hex().encode()),
+        lambda: put(random.choice(items), random.randbytes(4).hex().encode()),
+        lambda: turn(first),
+        lambda: turn(later),
+        lambda: operate.retry_failed(api.deps, world.user),
+        lambda: processor_changes.change(
+            api.deps, world.user, world.dataset, first.id, {"enabled": random.random() < 0.7}
+        ),
+    ]
+    threads = [threading.Thread(target=guarded(work)) for work in works]
+    for thread in threads:
+        thread.start()
+    ended.wait(3)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    processor_changes.change(api.deps, world.user, world.dataset, first.id, {"enabled": True})
+    rescue.repair_ready(api.deps)
+    world.check()
+    for item in items:
+        put(item, b"the last")
+    for _ in range(10):
+        operate.retry_failed(api.deps, world.user)
+        world.make_due()
+        world.run(first, {"text": "read at last"})
+        world.run(later, classes("dog"))
+    live = [job for job in world.jobs() if job.status in {"pending", "processing"}]
+    assert live == []
+    for row in world.sql("SELECT text FROM dataset_items"):
+        assert row.text == "read at last"
+    world.check()

@@ -4,22 +4,24 @@ import hashlib
 import io
 import json
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from factories import World, classes
-from ppworker.domain.events import JobMoved, LabelsCreated
+from ppworker.domain.events import JobMoved, LabelsCreated, OperationMoved
 from ppworker.errors import Conflict, Invalid
 from ppworker.pipeline import apply_inferences, inferences, operations, sources
 from ppworker.pipeline.operation_steps import STEPS
-from ppworker.store import datasets
+from ppworker.store import datasets, items
 from ppworker.store.operations import Operation
 
 CAT = {"inference_items": [{"prediction": "cat", "confidence": 0.8}]}
@@ -404,7 +406,7 @@ def test_texts_of_linked_items_are_read_in_portions(world, monkeypatch):
     assert accepted.total == 7
 
 
-BAD = [
+BAD: list[tuple[Any, str, str]] = [
     ({"name": 1}, "name", "string"),
     ([1], "", "must be an object"),
     ({"inference_items": [{"prediction": "x", "confidence": 1.5}], "name": "x"}, "inference_items[0].confidence", "0 to 1"),
@@ -483,7 +485,7 @@ def test_a_split_that_goes_away_ends_the_operation_with_its_reason(world, monkey
     monkeypatch.setattr(operations, "_MOST_UNITS", 128)
     lines = [{"name": f"n{i}", **CAT} for i in range(300)]
     accepted = inferences.add(world.deps, world.test, lines)
-    done = []
+    done: list[int] = []
 
     def lose(operation):
         if not done:
@@ -516,7 +518,7 @@ def test_items_deleted_between_chunks_do_not_stop_the_rest(world, monkeypatch):
     assert end.counts["items_linked"] == 188
 
 
-def test_operations_that_bring_the_same_inferences_at_once_make_each_item_once(world):
+def test_operations_that_bring_the_same_inferences_at_once_make_each_item_once(world, events):
     world.processor()
     lines = [{"id": f"i{i}", "name": f"n{i}", **CAT} for i in range(400)]
     accepted = [
@@ -538,6 +540,39 @@ def test_operations_that_bring_the_same_inferences_at_once_make_each_item_once(w
     assert sum(end.counts.get("annotations_added", 0) for end in ends) == 400
     assert sum(end.counts.get("repeated", 0) for end in ends) == 700
     assert len(item_ids(world)) == len(world.jobs()) == 400
+    causes = {e.cause for e in events if isinstance(e, OperationMoved)}
+    assert causes == {"planned", "claimed", "finished"}, "none stumbled over another"
+    world.check()
+
+
+def test_it_waits_for_whoever_is_changing_the_item_and_then_sees_the_change(world):
+    """What it decides on is read after the item's lock was won, or a label would stand twice."""
+    (item,) = world.add("text")
+    world.annotate(item, "dog")
+    linked = {"dataset_item_id": str(item), "prediction": "dog"}
+    accepted = inferences.add(world.deps, world.valid, [linked])
+    ends: list[Operation | None] = []
+    thread = threading.Thread(target=lambda: ends.append(operations.run(world.deps, STEPS)))
+    world.sql("UPDATE annotations SET label_id = label_id, deleted_at = now(), review = 'rejected'")
+    with world.deps.db.begin() as tx:
+        items.lock_items(tx, [item])
+        tx.execute(sa.text("UPDATE annotations SET deleted_at = NULL, review = 'accepted'"))
+        thread.start()
+        until = time.monotonic() + 20
+        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        while not world.sql(waiting) and thread.is_alive():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    thread.join(20)
+    (end,) = ends
+    assert end is not None
+    assert end.id == accepted.operation_id
+    assert end.counts == {
+        "items_linked": 1,
+        "splits_joined": 1,
+        "predictions": 1,
+        "already_there": 1,
+    }
     world.check()
 
 
@@ -600,8 +635,8 @@ def test_repetition_changes_nothing_and_everything_is_accounted_for(
     worlds, calls, multi_label, chunk
 ):
     world = worlds(multi_label=multi_label)
-    items = world.add("one two", "three four", split=world.test)
-    named = [str(items[0]), str(items[1]), str(uuid4())]
+    first, second = world.add("one two", "three four", split=world.test)
+    named = [str(first), str(second), str(uuid4())]
 
     def send() -> None:
         for lines, keep, is_train in calls:
@@ -677,7 +712,7 @@ def test_the_outcome_does_not_depend_on_where_chunks_end(world, chunk):
 
 
 def test_what_is_staged_is_what_was_given(world):
-    lines = [{"name": "é", "n": [1]}, {"name": "b"}]
+    lines: list[dict[str, Any]] = [{"name": "é", "n": [1]}, {"name": "b"}]
     inferences.add(world.deps, world.train, lines)
     ((arguments, total),) = world.sql("SELECT arguments, total FROM operations")
     content = world.deps.blobs.path(arguments["blob"]).read_bytes()

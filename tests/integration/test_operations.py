@@ -426,7 +426,7 @@ def test_following_runs_it_or_waits_for_whoever_does_and_is_told_of_progress(wor
     with world.deps.db.begin() as tx:
         claimed = store.claim(tx, [KIND], worker_id=uuid4(), lease_s=30)
     assert claimed is not None
-    asked = []
+    asked: list[Operation] = []
     waited = operations.follow(
         world.deps, counting.steps, world.user, other,
         until=lambda: len(asked) > 2, watch=asked.append,
@@ -486,7 +486,12 @@ class TestTheThreadOfAWorker:
             time.sleep(0.01)
         world.sql("DELETE FROM users WHERE username LIKE 'number %'")
         begun = threading.Event()
-        counting.prepared = lambda _: (begun.set(), time.sleep(0.01))
+
+        def slowly(_: Operation) -> None:
+            begun.set()
+            time.sleep(0.01)
+
+        counting.prepared = slowly
         second = counting.begin(100_000)
         thread.wake()
         assert begun.wait(10)

@@ -1,6 +1,7 @@
 """Kept answers applied again with the settings of today: exact, fenced, and without a model."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -1078,3 +1079,81 @@ def test_a_reapply_with_other_settings_equals_a_run_of_the_model_with_them(
     assert reapplied.named() == run_again.named()
     assert reapplied.dropped() == run_again.dropped()
     reapplied.world.check()
+
+
+# By the command line
+
+
+def command(database_url: str, tmp_path: Path, *arguments: object) -> tuple[int, Any, str]:
+    """Exit code, JSON answer and error line of a command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ppworker", *(str(each) for each in arguments), "--json"],
+        env={
+            "PATH": os.environ["PATH"],
+            "PPWORKER_DATABASE_URL": database_url,
+            "PPWORKER_DATA_DIR": str(tmp_path / "data"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def test_the_commands_change_settings_foretell_and_apply_them(
+    worlds: Callable[..., World], database_url: str, tmp_path: Path
+) -> None:
+    world = worlds(username="local")
+    processor = world.processor("tagger", runner="usaddress", model_type="ner", reads="text")
+    found = world.add("John", "Jack")
+    span = {"predictions": [{"label": "name", "start": 0, "end": 4, "score": 0.4}]}
+    world.run(processor, span)
+    world.add("Jill")
+    code, changed, _ = command(
+        database_url, tmp_path, "processors", "change", f"{world.dataset.name}/tagger",
+        "--map", "name=person", "--prefix", "auto-", "--threshold", "0.3",
+    )  # fmt: skip
+    assert code == 0
+    assert (changed["label_mapping"], changed["confidence_threshold"]) == ({"name": "person"}, 0.3)
+    reapplied = ["jobs", "reapply", world.dataset.name, "--processor", "tagger"]
+    before = everything(world)
+    code, foretold, _ = command(database_url, tmp_path, *reapplied, "--dry-run")
+    assert (code, foretold["dry_run"], foretold["operation_id"]) == (0, True, None)
+    assert everything(world) == before
+    code, said, _ = command(database_url, tmp_path, *reapplied, "--split", "train")
+    assert (code, said["status"], said["dry_run"]) == (0, "completed", False)
+    assert said["annotations"] == {"added": 0, "updated": 2, "removed": 0, "unchanged": 0}
+    told = ("answers", "changed", "annotations", "texts", "skipped", "dropped")
+    assert [said[word] for word in told] == [foretold[word] for word in told]
+    assert [labels(world, item) for item in found] == [["auto-person"]] * 2
+    world.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--processor", "nobody"], "no post-processor 'nobody'"),
+        (["--processor", "tagger", "--split", "nowhere"], "split"),
+        (["--processor", "tagger", "--item", "x"], "--item"),
+        (["--processor", "tagger", "--item", str(UUID(int=7))], "no item"),
+        (["--processor", "theirs"], "no post-processor 'theirs'"),
+    ],
+)
+def test_what_is_not_there_is_named_and_nothing_is_begun(
+    worlds: Callable[..., World],
+    database_url: str,
+    tmp_path: Path,
+    options: list[str],
+    named: str,
+) -> None:
+    world = worlds(username="local")
+    world.processor("tagger")
+    worlds().processor("theirs")
+    code, _, error = command(
+        database_url, tmp_path, "jobs", "reapply", world.dataset.name, *options
+    )
+    assert code == 2
+    assert named in error
+    assert len(error.splitlines()) == 1
+    assert world.sql("SELECT count(*) FROM operations")[0][0] == 0

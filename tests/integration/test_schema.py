@@ -1,5 +1,7 @@
 """Migrations build exactly the schema on the page, and other schemas are refused with the remedy."""
 
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -17,6 +19,11 @@ def test_migrations_and_tables_agree(db: Database) -> None:
             tx, opts={"compare_type": True, "compare_server_default": True}
         )
         assert compare_metadata(context, metadata) == []
+
+
+def test_the_program_knows_its_newest_migration() -> None:
+    found = sorted(path.name[:4] for path in Path(schema.__file__).parent.rglob("versions/0*.py"))
+    assert found[-1] == schema.REVISION
 
 
 def test_check_constraints_of_tables_exist_in_the_database(db: Database) -> None:

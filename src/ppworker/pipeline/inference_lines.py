@@ -229,8 +229,9 @@ def lines_of(path: Path, most_bytes: int) -> Iterator[tuple[bytes, Place]]:
             number += 1
             if number == 1:
                 line = line.removeprefix(_BOM)  # some editors begin files so
-            if stripped := line.strip():
-                yield stripped, Place(f"line {number}")
+            # One that is too long is not whole; it is refused as it is.
+            if shown := line.strip() if len(line) <= most_bytes else line:
+                yield shown, Place(f"line {number}")
 
 
 def lines_from(inferences: Iterable[Mapping[str, Any]]) -> Iterator[tuple[bytes, Place]]:

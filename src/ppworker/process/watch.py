@@ -33,7 +33,7 @@ def watch(settings: Settings, place: Place) -> tuple[APIRouter, Callable[[], Non
         place: where the process stands that serves them.
     """
     db = wiring.open_database(settings, name="ppworker monitor", connections=_CONNECTIONS)
-    schema_version = schema.head()
+    schema_version = schema.REVISION
 
     def read_gauges() -> gauges.Readings:
         with db.begin() as tx:

@@ -28,6 +28,7 @@ from ppworker.worker.parent import bind_to_parent
 from ppworker.worker.poller import Poll
 from ppworker.worker.process import run_worker
 from ppworker.worker.signals import Signals
+from ppworker.worker.steadiness import Steadiness
 from ppworker.worker.sweeps import Sweep, Sweeper, Swept
 
 _COMMAND_S = 2.0
@@ -67,11 +68,12 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         slots=settings.threads,
         look=lambda vitals: _look(vitals, db, broker, heartbeat),
     )
+    steadiness = Steadiness(settings.lease_s)
     heartbeat = Heartbeat(
         lambda held: _extend(deps, held),
         register,
         lease_s=settings.lease_s,
-        turned=lambda is_renewed: journal.beat(is_renewed=is_renewed),
+        turned=lambda is_renewed: _turned(journal, steadiness, is_renewed=is_renewed),
         lost=metrics.leases_lost,
     )
     models = RunnerPool()
@@ -79,7 +81,8 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         deps, models, heartbeat, refresh=broker.refresh_label_stats, stopping=broker.stopping
     )
     idle = Sweep(name="models", run=lambda: models.close_idle(settings.idle_unload_s), every_s=30)
-    sweeper = Sweeper([*wiring.sweeps(deps), idle], swept=_swept(metrics, journal))
+    repairs = wiring.sweeps(deps, may_rescue=steadiness.lasts_a_lease)
+    sweeper = Sweeper([*repairs, idle], swept=_swept(metrics, journal))
     declare_actors(broker, Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)))
     commands = wiring.command_consumer(deps, stopping=broker.stopping)
     operating = OperationThread(
@@ -93,7 +96,7 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
     operating.start()
     if commands is not None:
         commands.start()
-    journal.beat(is_renewed=True)  # it has just registered
+    _turned(journal, steadiness, is_renewed=True)  # it has just registered
     journal.begin()
     in_time = run_worker(
         broker,
@@ -114,6 +117,11 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
     broker.close()
     db.close()
     return in_time
+
+
+def _turned(journal: Journal, steadiness: Steadiness, *, is_renewed: bool) -> None:
+    steadiness.note(answered=is_renewed)
+    journal.beat(is_renewed=is_renewed)
 
 
 def _swept(metrics: Metrics, journal: Journal) -> Swept:

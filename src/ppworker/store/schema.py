@@ -1,16 +1,18 @@
 """Brings the schema to the version this program knows, and refuses any other."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from ppworker.errors import ConfigurationError
-from ppworker.store.db import Database
+from ppworker.store.db import Database, Tx
 
+if TYPE_CHECKING:  # loaded only where it works: a worker would carry its ten megabytes all day
+    from alembic.config import Config
+
+REVISION = "0002"
+"""The schema that this program knows: the newest migration."""
 OLDEST_POSTGRESQL = 150_000
 _LOCK = "ppworker.migrate"
 
@@ -21,15 +23,17 @@ def migrate(db: Database) -> str:
     Raises:
         ConfigurationError: the schema is newer than this program.
     """
+    from alembic import command  # noqa: PLC0415  see above
+
     config = _config()
     with db.begin() as tx:
         tx.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:k, 0))"), {"k": _LOCK})
-        found = MigrationContext.configure(tx).get_current_revision()
+        found = _found(tx)
         if found is not None and found not in _known():
             raise _newer(found)
         config.attributes["connection"] = tx
-        command.upgrade(config, "head")
-    return head()
+        command.upgrade(config, REVISION)
+    return REVISION
 
 
 def check(db: Database) -> None:
@@ -41,16 +45,16 @@ def check(db: Database) -> None:
     """
     with db.begin() as tx:
         server = int(tx.execute(sa.text("SHOW server_version_num")).scalar_one())
-        found = MigrationContext.configure(tx).get_current_revision()
+        found = _found(tx)
     if server < OLDEST_POSTGRESQL:
         raise ConfigurationError(
             f"PPWORKER_DATABASE_URL: PostgreSQL {server // 10_000} is too old; use 15 or newer"
         )
-    if found == head():
+    if found == REVISION:
         return
     if found is None or found in _known():
         raise ConfigurationError(
-            f"the schema is at revision {found or 'none'}, this program needs {head()}; "
+            f"the schema is at revision {found or 'none'}, this program needs {REVISION}; "
             "run `ppworker migrate`"
         )
     raise _newer(found)
@@ -63,17 +67,22 @@ def _newer(found: str) -> ConfigurationError:
     )
 
 
+def _found(tx: Tx) -> str | None:
+    """The revision of the schema that is there."""
+    if tx.execute(sa.text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
+        return None
+    return tx.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
 def _known() -> set[str]:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  see above
+
     return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
-def _config() -> Config:
+def _config() -> "Config":
+    from alembic.config import Config  # noqa: PLC0415  see above
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
-
-
-def head() -> str:
-    """The revision that this program knows."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    return str(head)
