@@ -338,7 +338,7 @@ def test_an_attempt_that_others_ended_is_not_taken_for_a_finish_of_ours(world: W
     world.expire()
     rescue.rescue(world.deps)
     with world.deps.db.begin() as tx:
-        assert jobs.finished_by(tx, held, world.deps.worker_id) == set()
+        assert jobs.finished_by(tx, held, world.deps.worker_id) == {}
 
 
 def test_a_batch_that_ends_during_a_beat_is_not_called_lost(

@@ -5,6 +5,8 @@ import os
 import runpy
 import signal
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
@@ -15,9 +17,10 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
+from api_server import served_api
 from factories import classes
 from ppworker import wiring
-from ppworker.domain.events import CommandFollowed, CommandRefused
+from ppworker.domain.events import CommandFollowed, CommandRefused, JobMoved
 from ppworker.errors import RequestError, RunnerError, StoreUnavailable
 from ppworker.pipeline import sources
 from ppworker.pipeline.inbox import Outcome
@@ -276,17 +279,40 @@ def test_a_retry_starts_a_failed_job_once_and_leaves_others_alone(world, produce
     assert letters(world) == []
 
 
-def test_25_callers_at_once_retry_each_job_exactly_once(world, producer, server, events):
-    processor, ids = failed_jobs(world, 40)
-    for job_id in ids:
-        for _ in range(25):
-            producer.send("retry_job", **retry(world, job_id))
-    with ExitStack() as workers:
-        for _ in range(4):
-            workers.enter_context(consuming(server, world.deps))
-        eventually(lambda: producer.left() == 0, within_s=60)
-    assert outcomes(events).count("done") == len(ids)
-    assert outcomes(events).count("nothing") == 24 * len(ids)
+@pytest.mark.slow
+def test_50_callers_at_once_by_http_and_by_message_retry_each_job_exactly_once(
+    world, producer, server, events
+):
+    processor, ids = failed_jobs(world, 100)
+    items = {job.id: job.item_id for job in world.jobs(processor)}
+    with ExitStack() as running:
+        api = running.enter_context(served_api(world.deps, world))
+        callers = [api.client(world.user) for _ in range(25)]
+
+        def ask(caller):
+            return [
+                caller.post(f"{api.version}/items/{items[id_]}/jobs/{id_}/retry").status_code
+                for id_ in ids
+            ]
+
+        pool = running.enter_context(ThreadPoolExecutor(len(callers)))
+        answers = [pool.submit(ask, caller) for caller in callers]
+        for _ in range(3):
+            running.enter_context(consuming(server, world.deps))
+        for id_ in ids:
+            for _ in range(25):
+                producer.send("retry_job", **retry(world, id_))
+        told = Counter(status for answer in answers for status in answer.result())
+        eventually(lambda: producer.left() == 0, within_s=90)
+    by_message = outcomes(events)
+    assert told.keys() <= {200, 409}
+    assert told.total() == 25 * len(ids)
+    assert told[200] + by_message.count("done") == len(ids)
+    assert by_message.count("done") + by_message.count("nothing") == 25 * len(ids)
+    retried = [e for e in events if isinstance(e, JobMoved) and e.cause == "retried"]
+    assert Counter(e.job_id for e in retried) == dict.fromkeys(ids, 1)
+    assert told[200], "every retry went by message: the two did not meet"
+    assert by_message.count("done"), "every retry went by HTTP: the two did not meet"
     assert set(world.statuses(processor)) == {"pending"}
     assert letters(world) == []
     world.run(processor, classes("cat"))

@@ -94,3 +94,19 @@ def test_a_hint_that_met_a_busy_model_is_not_lost(world: World, loop: Loop) -> N
     slot.join()
     assert results == [True], "who had the model is told to look again"
     assert not loop.run_slice(processor.id, lambda: None)
+
+
+def test_the_speed_of_a_post_processor_that_is_gone_is_forgotten(
+    world: World, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, idle, used = (world.processor(runner="scripted_runners:EchoRunner") for _ in range(3))
+    for processor in (gone, idle, used):
+        loop.run_slice(processor.id, lambda: None)
+    assert len(loop._paces) == 3
+    original = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: original() + 3000)
+    loop.run_slice(used.id, lambda: None)
+    monkeypatch.setattr(time, "monotonic", lambda: original() + 4000)
+    new = world.processor(runner="scripted_runners:EchoRunner")
+    loop.run_slice(new.id, lambda: None)
+    assert loop._paces.keys() == {used.id, new.id}

@@ -466,7 +466,7 @@ def test_chunks_grow_while_they_are_quick_and_shrink_when_they_are_slow(world, c
 
 
 class TestTheThreadOfAWorker:
-    def test_it_works_is_woken_and_stops_between_chunks(self, world, counting):
+    def test_it_finds_work_and_stops_between_chunks(self, world, counting):
         stopping, looked = threading.Event(), threading.Event()
 
         def run_one(until: Callable[[], bool]) -> bool:
@@ -475,14 +475,13 @@ class TestTheThreadOfAWorker:
                 looked.set()
             return found is not None
 
-        thread = OperationThread(run_one, poll_s=60, slice_s=60, stopping=stopping)
+        thread = OperationThread(run_one, poll_s=0.05, slice_s=60, stopping=stopping)
         thread.start()
         assert looked.wait(10), "it looks at once"
         first = counting.begin(20)
-        thread.wake()
         until = time.monotonic() + 10
         while not read(world, first).is_over:
-            assert time.monotonic() < until, "woken long before its poll"
+            assert time.monotonic() < until, "it polls"
             time.sleep(0.01)
         world.sql("DELETE FROM users WHERE username LIKE 'number %'")
         begun = threading.Event()
@@ -493,7 +492,6 @@ class TestTheThreadOfAWorker:
 
         counting.prepared = slowly
         second = counting.begin(100_000)
-        thread.wake()
         assert begun.wait(10)
         thread.stop()
         found = read(world, second)

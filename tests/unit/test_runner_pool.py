@@ -153,3 +153,20 @@ def test_a_runner_that_is_not_thread_safe_never_meets_two_threads(pool):
     permit = pool.acquire(name, {})
     assert permit is not None, "every permit came back"
     assert permit._slot.model._runner.most_inside == 1
+
+
+def test_settings_that_nobody_uses_any_more_are_forgotten(pool):
+    name = "scripted_runners:DawdlingRunner"
+    for number in range(20):
+        with pool.acquire(name, {"seconds": float(number)}):
+            pass
+    held = pool.acquire(name, {"seconds": 0.5})
+    assert pool.close_idle(3600) == 0
+    assert len(pool._slots) == 21
+    pool.close_idle(0)
+    assert len(pool._slots) == 1, "what is in use stays"
+    held.release()
+    pool.close_idle(0)
+    assert pool._slots == {}
+    with pool.acquire(name, {"seconds": 0.0}) as permit:
+        assert pool.predict(permit, inputs("a"), 1.0)[0].raw

@@ -1,5 +1,7 @@
 """When a lease that has run out may be called abandoned."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,10 +79,7 @@ def test_no_lease_of_a_living_worker_can_have_run_out_when_it_says_yes(
         if steadiness.lasts_a_lease():
             window = [at for at in answers if at >= clock.now - LEASE_S]
             edges = [max(clock.now - LEASE_S, answers[0]), *window, clock.now]
-            assert all(
-                later - earlier <= LEASE_S / 2
-                for earlier, later in zip(edges, edges[1:], strict=False)
-            )
+            assert all(later - earlier <= LEASE_S / 2 for earlier, later in pairwise(edges))
             assert not any(at >= clock.now - LEASE_S for at in failures)
         steadiness.note(answered=answered)
         (answers if answered else failures).append(clock.now)

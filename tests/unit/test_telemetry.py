@@ -10,7 +10,14 @@ import pytest
 import structlog
 
 from ppworker import settings, telemetry
-from ppworker.domain.events import JobMoved, LabelsCreated, LeaseRefused, StatsRebuilt
+from ppworker.domain.events import (
+    JobMoved,
+    LabelsCreated,
+    LeaseRefused,
+    OperationAdvanced,
+    OperationMoved,
+    StatsRebuilt,
+)
 from ppworker.domain.job import EDGES, Status
 
 WORKER = UUID("01a1fd00-0000-7000-8000-000000000001")
@@ -108,9 +115,20 @@ def test_the_other_facts_have_their_lines(out: io.StringIO) -> None:
         [
             LabelsCreated(version_id=uuid4(), post_processor="ner", names=("a", "b")),
             StatsRebuilt(split_id=uuid4(), rows=3),
+            OperationMoved(
+                operation_id=uuid4(),
+                kind="reapply",
+                source=None,
+                to=Status.PENDING,
+                cause="planned",
+            ),
+            OperationAdvanced(
+                operation_id=uuid4(), kind="reapply", done=3, counts={"a": 1}, seconds=0.1
+            ),
         ]
     )
-    first, second = lines(out)
+    first, second, third = lines(out)  # chunks are told at level debug only
+    assert (third["event"], third["kind"], third["to"]) == ("operation.moved", "reapply", "pending")
     assert (first["event"], first["names"]) == ("labels.created", ["a", "b"])
     assert (second["event"], second["rows"]) == ("stats.rebuilt", 3)
 

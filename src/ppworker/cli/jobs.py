@@ -18,6 +18,8 @@ from ppworker.pipeline import operate
 from ppworker.store import datasets, job_operations, overview, results
 
 _POLL_S = 0.5
+_LOOK_S = 5.0
+"""Seconds between two looks at what is paused."""
 _UNSEEN_S = 60.0
 """A worker not seen for so long is taken for dead when somebody waits for one."""
 
@@ -225,6 +227,8 @@ def wait(
 def _wait(s: Session, dataset_id: UUID | None, until: float | None) -> overview.Live:
     with references.status_line() as tell:
         is_first = True
+        told: set[str] = set()
+        look_at = 0.0
         while True:
             live: overview.Live = s.read(lambda tx: overview.count_live(tx, s.user_id, dataset_id))
             now = time.monotonic()
@@ -235,8 +239,29 @@ def _wait(s: Session, dataset_id: UUID | None, until: float | None) -> overview.
             ):
                 typer.echo("no worker runs; start one by `ppworker up`", err=True)
             is_first = False
+            if now >= look_at:
+                look_at = now + _LOOK_S
+                told = _tell_held(s, dataset_id, told)
             tell(f"{live.pending} pending, {live.processing} processing")
             time.sleep(_POLL_S if until is None else max(0.0, min(_POLL_S, until - now)))
+
+
+def _tell_held(s: Session, dataset_id: UUID | None, told: set[str]) -> set[str]:
+    """Say of what is waited for why it does not run, each thing once while it holds."""
+    held: list[overview.Held] = s.read(lambda tx: overview.find_held(tx, s.user_id, dataset_id))
+    lines = {_why_held(each) for each in held}
+    for line in sorted(lines - told):
+        typer.echo(render.line(line), err=True)
+    return lines
+
+
+def _why_held(held: overview.Held) -> str:
+    name = f"{held.dataset}/{held.name}"
+    if not held.enabled:
+        return f"{name} is disabled: its jobs wait until somebody enables it"
+    if held.paused_by_operator:
+        return f"{name} is paused: its jobs wait; `ppworker processors resume {name}` lets it run"
+    return f"{name} is paused until {held.circuit_until} after repeated failures: its jobs wait"
 
 
 def _scope(

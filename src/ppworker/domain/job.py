@@ -36,6 +36,14 @@ EDGES: dict[tuple[Status | None, Status], tuple[str, ...]] = {
 }
 """Every legal edge and the causes that may take it; anything else is a bug."""
 
+ENDS = {
+    cause: to
+    for (source, to), causes in EDGES.items()
+    if source is Status.PROCESSING
+    for cause in causes
+}
+"""What an attempt leaves its job as, by the cause of its end."""
+
 MAX_CRASHES = 3
 """Deaths of its model that a job may cause before it is failed for good."""
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from ppworker.domain.drop import add_counts
 from ppworker.domain.events import Event, JobMoved, LeaseRefused
 from ppworker.domain.job import (
+    ENDS,
     ITEM_DELETED,
     PREDECESSOR_FAILED,
     Attempt,
@@ -31,7 +32,7 @@ from ppworker.pipeline import outputs, patience
 from ppworker.pipeline.answers import Ended, Mapped, map_answers
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.label_cache import LabelCache
-from ppworker.store import items, jobs, post_processors, results
+from ppworker.store import items, job_operations, jobs, post_processors, results
 from ppworker.store.blobs import text_sha256
 from ppworker.store.db import Tx
 
@@ -112,14 +113,25 @@ def _write_unless_written(
     """
     held = {each.job.id: each.job.lease_token for each in ended}
 
-    def read(tx: Tx) -> set[UUID]:
+    def read(tx: Tx) -> tuple[dict[UUID, jobs.EndedAttempt], set[UUID]]:
         items.lock_items(tx, [each.job.item_id for each in ended])
         jobs.lock_leased(tx, held)
-        return jobs.finished_by(tx, held, deps.worker_id)
+        found = jobs.finished_by(tx, held, deps.worker_id)
+        there = [each.job.item_id for each in ended if each.job.id in found]
+        return found, job_operations.find_ready(tx, there)
 
-    written = deps.db.transact(read)
+    written, woken = deps.db.transact(read)
+    # Nobody was told after that COMMIT: what the rows still say of it is told now.
+    deps.emit(
+        [
+            _ended_event(processor, each.job, written[each.job.id])
+            for each in ended
+            if each.job.id in written
+        ]
+    )
+    deps.hint(woken)
     missing = [each for each in ended if each.job.id not in written]
-    done = Report(completed=len(written))
+    done = _report(Counter(ENDS[attempt.cause] for attempt in written.values()), lost=0)
     if not missing:
         return done
     return done.plus(_write_as_of_today(deps, cache, processor, missing))
@@ -181,12 +193,15 @@ def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Re
     ]
     deps.emit([*events, *_refused(processor, lost), *measured])
     deps.hint(woken)
-    ends = Counter(m.transition.to for m in plan.moves)
+    return _report(Counter(m.transition.to for m in plan.moves), lost=len(lost))
+
+
+def _report(ends: Counter[Status], *, lost: int) -> Report:
     return Report(
         completed=ends[Status.COMPLETED],
         failed=ends[Status.FAILED],
         again=ends[Status.PENDING],
-        lost=len(lost),
+        lost=lost,
     )
 
 
@@ -308,6 +323,26 @@ def moved_event(post_processor: str, job: jobs.HeldJob, transition: Transition) 
         error=transition.error,
         seconds=job.ran_s,
         age_s=job.age_s,
+    )
+
+
+def _ended_event(
+    processor: PostProcessor, job: jobs.ClaimedJob, attempt: jobs.EndedAttempt
+) -> JobMoved:
+    """The fact that a job took an edge, as its history tells it."""
+    return JobMoved(
+        job_id=job.id,
+        item_id=job.item_id,
+        post_processor=processor.name,
+        attempt=attempt.attempt,
+        lease_token=job.lease_token,
+        source=Status.PROCESSING,
+        to=ENDS[attempt.cause],
+        cause=attempt.cause,
+        reason=attempt.reason,
+        error=attempt.error,
+        seconds=attempt.seconds,
+        age_s=attempt.age_s,
     )
 
 

@@ -267,7 +267,10 @@ def _backfill_chunk(
         )
         if not found:
             return [], []
-        items.lock_items(tx, [row.id for row in found])
+        ids = [row.id for row in found]
+        items.lock_items(tx, ids)
+        # Another backfill may have come first.
+        unplanned = items.without_job(tx, ids, split.version_id, processor.id)
         others = [
             p
             for p in post_processors.list_post_processors(tx, split.dataset_id)
@@ -286,11 +289,12 @@ def _backfill_chunk(
                 priority=1,
             )
             for row in found
-            if processor in plan_jobs(_facts(row, split), [*others, processor])
+            if row.id in unplanned
+            and processor in plan_jobs(_facts(row, split), [*others, processor])
         ]
         jobs.insert_jobs(tx, planned)
         jobs.recompute_ready(tx, [job.item_id for job in planned])
-        return [row.id for row in found], planned
+        return ids, planned
 
     seen, planned = deps.db.transact(work)
     if not seen:

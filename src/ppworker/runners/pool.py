@@ -112,10 +112,23 @@ class RunnerPool:
         return _ask_in_halves(ask, [inputs[i : i + size] for i in range(0, len(inputs), size)])
 
     def close_idle(self, seconds: float) -> int:
-        """Unload the models not used for that long; returns how many were loaded till then."""
+        """Unload the models not used for that long; returns how many were loaded till then.
+
+        They are forgotten too: a setting that nobody uses any more must not stay for ever.
+        """
+        before = time.monotonic() - seconds
         with self._lock:
-            idle = [slot for slot in self._slots.values() if not slot.users]
-        return sum(slot.model.unload_if_idle(seconds) for slot in idle)
+            idle = {
+                key: slot
+                for key, slot in self._slots.items()
+                if not slot.users and slot.used_at <= before
+            }
+            for key in idle:
+                del self._slots[key]
+        loaded = sum(slot.model.unload_if_idle(0) for slot in idle.values())
+        for slot in idle.values():
+            slot.model.close()
+        return loaded
 
     def close(self) -> None:
         """End all models for good; a batch in a process of its own ends at once, as unavailable."""

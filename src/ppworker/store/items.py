@@ -224,6 +224,21 @@ def find_without_job(
     return [Unprocessed(**row._mapping) for row in rows]  # noqa: SLF001
 
 
+def without_job(
+    tx: Tx, ids: Sequence[UUID], version_id: UUID, post_processor_id: UUID
+) -> set[UUID]:
+    """Those of the items for which the post-processor has no job; exact when they are locked."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT w.id FROM unnest(CAST(:ids AS uuid[])) AS w(id) WHERE NOT EXISTS ("
+            "SELECT 1 FROM post_processor_jobs j WHERE j.item_id = w.id "
+            "AND j.version_id = :version AND j.post_processor_id = :processor)"
+        ),
+        {"ids": bulk.uuids(ids), "version": version_id, "processor": post_processor_id},
+    )
+    return set(rows.scalars())
+
+
 def write_texts(tx: Tx, texts: Mapping[UUID, str]) -> None:
     """Replace texts of locked items; an equal text changes nothing, another raises ``version``."""
     ids = sorted(texts)

@@ -85,6 +85,18 @@ def list_jobs(
     ).all()
 
 
+def find_ready(tx: Tx, item_ids: Sequence[UUID]) -> set[UUID]:
+    """Post-processors that have a pending job of these items which waits for nothing."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT DISTINCT post_processor_id FROM post_processor_jobs "
+            "WHERE item_id = ANY(CAST(:items AS uuid[])) AND status = 'pending' AND ready"
+        ),
+        {"items": bulk.uuids(item_ids)},
+    )
+    return set(rows.scalars())
+
+
 def list_attempts(tx: Tx, job_id: UUID) -> Sequence[sa.Row[Any]]:
     """Ended attempts of a job, oldest first."""
     return tx.execute(

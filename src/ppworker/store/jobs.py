@@ -297,19 +297,34 @@ def lock_leased(
     return [HeldJob._make(row) for row in rows]
 
 
-def finished_by(tx: Tx, held: Mapping[UUID, int], worker_id: UUID) -> set[UUID]:
+class EndedAttempt(NamedTuple):
+    """An attempt as the history tells it, in the order of the columns."""
+
+    job_id: UUID
+    attempt: int
+    cause: str
+    reason: str
+    error: str
+    seconds: float
+    age_s: float
+
+
+def finished_by(tx: Tx, held: Mapping[UUID, int], worker_id: UUID) -> dict[UUID, EndedAttempt]:
     """Of jobs given as id to token, those whose attempt this worker has ended: the answer to a
     lost COMMIT, read after the rows were locked."""
     rows = tx.execute(
         sa.text(
-            "SELECT a.job_id FROM job_attempts a "
+            "SELECT a.job_id, a.attempt, a.cause, a.reason, a.error, "
+            "extract(epoch FROM a.ended_at - a.started_at)::float8, "
+            "extract(epoch FROM a.ended_at - j.created_at)::float8 "
+            "FROM job_attempts a JOIN post_processor_jobs j ON j.id = a.job_id "
             "JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[])) AS w(id, token) "
             "ON a.job_id = w.id AND a.lease_token = w.token "
             "WHERE a.worker_id = :worker AND a.cause NOT IN ('rescued', 'cancelled')"
         ),
         {**_held_arrays(held), "worker": worker_id},
     )
-    return set(rows.scalars())
+    return {row[0]: EndedAttempt._make(row) for row in rows}
 
 
 _MOVE = sa.text("""

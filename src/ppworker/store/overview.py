@@ -244,6 +244,35 @@ def count_live(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> Live:
     return Live(pending=row.pending, processing=row.processing, is_bound=is_bound)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A post-processor whose pending jobs do not run."""
+
+    dataset: str
+    name: str
+    enabled: bool
+    paused_by_operator: bool
+    circuit_until: datetime | None
+
+
+def find_held(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> list[Held]:
+    """Post-processors of a user, of one dataset or of all, that hold ready jobs back."""
+    rows = tx.execute(
+        sa.text(
+            "SELECT d.name AS dataset, p.name, p.enabled, p.paused_by_operator, "
+            "CASE WHEN p.circuit_until > now() THEN p.circuit_until END AS circuit_until "
+            "FROM post_processors p JOIN datasets d ON d.id = p.dataset_id "
+            "WHERE p.user_id = :user AND p.deleted_at IS NULL "
+            "AND (CAST(:dataset AS uuid) IS NULL OR p.dataset_id = :dataset) "
+            "AND (NOT p.enabled OR p.paused_by_operator OR p.circuit_until > now()) "
+            "AND EXISTS (SELECT 1 FROM post_processor_jobs j WHERE j.post_processor_id = p.id "
+            "AND j.status = 'pending' AND j.ready) ORDER BY d.name, p.name"
+        ),
+        {"user": user_id, "dataset": dataset_id},
+    )
+    return [Held(**row._mapping) for row in rows]  # noqa: SLF001  public by documentation
+
+
 def count_failed(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> Count:
     """Failed jobs of a user, of one dataset or of all, counted up to ``MOST``."""
     rows = tx.execute(

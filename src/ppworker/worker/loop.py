@@ -25,6 +25,8 @@ _GROWTH = 4
 """Most growth of a batch over the one before it: a first figure may mislead."""
 _BOUND_LIFE_S = 1.0
 """Seconds for which the place of the last claim is remembered."""
+_PACE_LIFE_S = 3600.0
+"""Seconds after which the speed of a post-processor that had no turn is forgotten."""
 _SMOOTHING = 0.5
 _REFRESH_GAP_S = 1.0
 """Least seconds between two wishes to fold label-stat deltas."""
@@ -38,6 +40,7 @@ class _Pace:
     last_size: int = 1
     bound: Bound | None = None
     bound_at: float = 0.0
+    used_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -175,8 +178,17 @@ class Loop:
             self._refresh()
 
     def _pace(self, post_processor_id: UUID) -> _Pace:
+        now = time.monotonic()
         with self._lock:
-            return self._paces.setdefault(post_processor_id, _Pace())
+            if post_processor_id not in self._paces:
+                self._paces = {
+                    id_: pace
+                    for id_, pace in self._paces.items()
+                    if now - pace.used_at < _PACE_LIFE_S
+                }
+            pace = self._paces.setdefault(post_processor_id, _Pace())
+            pace.used_at = now
+            return pace
 
     def _size(self, processor: PostProcessor, pace: _Pace) -> int:
         """About ``batch_target_s`` of model time: slow models one by one, tiny ones by hundreds."""

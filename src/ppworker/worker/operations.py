@@ -15,7 +15,7 @@ _STOP_S = 5.0
 
 
 class OperationThread:
-    """Polls for operations that are due, and can be woken; stops between two chunks.
+    """Polls for operations that are due; stops between two chunks.
 
     Args:
         run: works on one due operation until it ends or its argument says that it is time to give
@@ -37,27 +37,20 @@ class OperationThread:
         self._poll_s = poll_s
         self._slice_s = slice_s
         self._ended = stopping
-        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operations", daemon=True)
 
     def start(self) -> None:
         """Begin to poll."""
         self._thread.start()
 
-    def wake(self) -> None:
-        """Look now: something may be due."""
-        self._woken.set()
-
     def stop(self) -> None:
         """End the thread; waits for the present chunk, up to five seconds."""
         self._ended.set()
-        self._woken.set()
         self._thread.join(timeout=_STOP_S)
 
     def _run(self) -> None:
         failures = 0
         while not self._ended.is_set():
-            self._woken.clear()  # before looking: who wakes meanwhile is owed another look
             slice_ends = time.monotonic() + self._slice_s
             is_busy = False
             try:
@@ -71,7 +64,7 @@ class OperationThread:
                 failures += 1
                 log.exception("an operation's turn failed")
             if not is_busy:
-                self._woken.wait(self._wait_s(failures))
+                self._ended.wait(self._wait_s(failures))
 
     def _is_time(self, slice_ends: float) -> bool:
         return self._ended.is_set() or time.monotonic() >= slice_ends
