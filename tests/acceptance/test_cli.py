@@ -411,7 +411,7 @@ class TestInferences:
             '{"id": "a", "name": "some words", "prediction": "praise", "confidence": 0.5}\n'
             f'{{"id": "b", "dataset_item_id": "{uuid4()}", "prediction": "praise"}}\n'
         )
-        added = cli("inferences", "add", path, "--split", f"{dataset}/test", "--key", "once")
+        added = cli("inferences", "add", path, "--split", f"{dataset}/valid", "--key", "once")
         assert (added["status"], added["done"], added["repeated"]) == ("completed", 2, False)
         assert added["counts"] == {
             "items_created": 1,
@@ -422,10 +422,10 @@ class TestInferences:
         }
         assert cli("operations", "show", added["id"])["counts"] == added["counts"]
         assert added["id"] in [each["id"] for each in cli("operations", "list")]
-        known = cli("inferences", "add", path, "--split", f"{dataset}/test", "--key", "once")
+        known = cli("inferences", "add", path, "--split", f"{dataset}/valid", "--key", "once")
         assert (known["id"], known["repeated"]) == (added["id"], True)
         left = cli(
-            "inferences", "add", path, "--split", f"{dataset}/test", "--no-keep-annotations",
+            "inferences", "add", path, "--split", f"{dataset}/valid", "--no-keep-annotations",
             "--no-wait",
         )  # fmt: skip
         ended = eventually(

@@ -105,7 +105,8 @@ def test_each_example_keeps_the_published_schema_and_is_read(validator, message,
     validator(schema_of(message)).validate(payload)
     if payload["actor_name"] in messages.COMMANDS:
         envelope = messages.open_envelope(messages.decode(json.dumps(payload).encode()))
-        assert messages.read(envelope.actor_name, envelope.kwargs)
+        command = messages.read(envelope.actor_name, envelope.kwargs)
+        assert isinstance(command, messages.COMMANDS[payload["actor_name"]])
     else:
         hint = hints.read(hints.decode(json.dumps(payload).encode()))
         assert hint.actor_name == payload["actor_name"]

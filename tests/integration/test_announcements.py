@@ -27,7 +27,7 @@ class _AnswerLost(Database):
     """A database that applies the next COMMIT after ``armed``, and loses the answer to it."""
 
     def __init__(self, inner: Database) -> None:
-        self.engine = inner.engine
+        vars(self).update(vars(inner))
         self.armed = False
 
     @contextmanager
@@ -84,7 +84,8 @@ def test_two_backfills_at_once_announce_each_job_once(
     """The second has read its items before the first took their locks, and the jobs are over."""
     world.add(*(f"t{i}" for i in range(5)))
     processor = world.processor()
-    original, nested = items.lock_items, []
+    original = items.lock_items
+    nested: list[int] = []
 
     def other_first(tx: Tx, ids: Any, **options: Any) -> Any:
         if not nested:

@@ -127,7 +127,7 @@ class _CutAtCommit(Database):
     """A database whose link is cut at COMMIT: before it arrives, or when it has been applied."""
 
     def __init__(self, inner: Database) -> None:
-        self.engine = inner.engine
+        vars(self).update(vars(inner))
         self.cut: str | None = None
 
     @contextmanager

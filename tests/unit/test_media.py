@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import resource
 import struct
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -12,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ppworker.errors import RunnerCrashed
 from ppworker.pipeline import media
 from ppworker.pipeline.media import inspect
 from ppworker.pipeline.names import MAX_NAME, UNNAMED, clean_name, extension_of
+from ppworker.runners import pictures
 from ppworker.runners.inspector import Inspection
 
 ORIENTATION = 0x0112
@@ -173,14 +177,81 @@ def test_a_tiff_that_leads_back_to_its_first_page_ends(look):
     assert look(bytes(data)).page_count == 1
 
 
-def test_pages_are_not_counted_for_ever(look, monkeypatch):
-    monkeypatch.setattr(media, "MAX_PAGES", 3)
-    buffer = io.BytesIO()
+@pytest.mark.parametrize("limit", [{"MAX_PAGES": 3}, {"_COUNT_S": 0.0}])
+def test_pages_are_not_counted_for_ever(tmp_path, monkeypatch, limit):
+    for name, value in limit.items():
+        monkeypatch.setattr(pictures, name, value)
+    path = tmp_path / "upload"
     Image.new("1", (4, 4)).save(
-        buffer, "TIFF", save_all=True, append_images=[Image.new("1", (4, 4))] * 4
+        path, "TIFF", save_all=True, append_images=[Image.new("1", (4, 4))] * 4
     )
-    found = look(buffer.getvalue())
-    assert (found.page_count, found.note, found.width) == (None, "too many pages", 4)
+    found = pictures.measure(path, "TIFF")
+    assert found == {"width": 4, "height": 4, "note": "too many pages"}
+
+
+def endless_tiff(pages, entries=65_535):
+    """A megabyte of tables that overlap: each page costs its reader one of full length."""
+    facts = [(256, 4), (257, 4), (258, 8), (262, 1), (273, 8), (277, 1), (278, 4), (279, 4)]
+    table = bytearray()
+    for number in range(entries + pages + 1):
+        if number >= entries:  # where a page is told where the next one is
+            table += struct.pack("<IIHH", 8 + 12 * (number - entries + 1), 1, 0, entries)
+        elif 0 <= number - pages < len(facts):
+            tag, value = facts[number - pages]
+            table += struct.pack("<HHIHH", tag, 3, 1, value, entries)
+        else:
+            table += struct.pack("<HHIHH", 0xFFFF, 0, 1, 0, entries)
+    return b"II*\0" + struct.pack("<IH", 8, entries) + bytes(table)
+
+
+def test_a_small_file_of_endless_pages_ends_in_time(look):
+    data = endless_tiff(9000)
+    assert len(data) < 1 << 20
+    began = time.monotonic()
+    found = look(data)
+    assert (found.media_type, found.width, found.page_count) == ("image/tiff", 4, None)
+    assert found.note == "too many pages"
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("data", "is_apart"),
+    [
+        (picture("PNG"), False),
+        (picture("TIFF"), True),
+        (pdf(1), True),
+        (picture("PNG") + bytes(media._PLAIN_BYTES), True),
+    ],
+    ids=["png", "tiff", "pdf", "large png"],
+)
+def test_only_plain_images_are_measured_in_the_uploaders_process(tmp_path, data, is_apart):
+    path = tmp_path / "upload"
+    path.write_bytes(data)
+    asked = []
+
+    class Inspection:
+        def look(self, given):
+            asked.append(given.media_type)
+            return RunnerCrashed("it was killed")
+
+    found = inspect(path, "x", Inspection())
+    assert bool(asked) is is_apart
+    assert found.note == ("it was killed" if is_apart else "")
+
+
+def test_a_small_pdf_that_swells_its_reader_costs_the_uploader_nothing(look):
+    packed = zlib.compress(zlib.compress(bytes(1 << 28), 9), 9)
+    data = b"%PDF-1.5\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
+    start = len(data)
+    data += b"3 0 obj<</Type/XRef/Size 3/W[1 4 1]/Root 1 0 R/Filter[/FlateDecode/FlateDecode]"
+    data += b"/Length %d>>stream\n" % len(packed) + packed
+    data += b"\nendstream endobj\nstartxref\n%d\n%%%%EOF" % start
+    assert len(data) < 8192
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = look(data)
+    assert (found.media_type, found.page_count) == ("application/pdf", None)
+    assert found.note
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
 
 def test_pages_of_a_pdf_are_counted(look):
@@ -194,11 +265,11 @@ def test_a_broken_pdf_is_accepted_with_a_note(look):
     assert "unreadable PDF" in found.note
 
 
-def test_pages_are_not_counted_without_the_library(look, monkeypatch):
-    monkeypatch.setattr(media, "find_spec", lambda _: None)
-    found = look(pdf(3))
-    assert found.page_count is None
-    assert "pypdfium2" in found.note
+def test_pages_are_not_counted_without_the_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda _: None)
+    path = tmp_path / "upload"
+    path.write_bytes(pdf(3))
+    assert pictures.count_pages(path) == {"note": "pages not counted: pypdfium2 is not installed"}
 
 
 def test_an_empty_file_is_accepted(look):

@@ -69,6 +69,7 @@ def test_type_and_target_follow_from_the_runner():
         ({"file_types": ("p/ng",)}, "file_types"),
         ({"file_types": ("",)}, "file_types"),
         ({"label_mapping": {" ": "x"}}, "label_mapping"),
+        ({"label_mapping": {"a\0": "x"}}, "label_mapping"),
         ({"label_mapping": {"a": " "}}, "label_mapping"),
         ({"label_mapping": {"a": "x" * 201}}, "label_mapping"),
         ({"label_mapping": {"Cat": "x", "cat": "y"}}, "label_mapping"),

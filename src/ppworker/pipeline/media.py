@@ -1,55 +1,46 @@
 """Finds out what a file is from its bytes, without trusting its name or decoding its content.
 
 Any content is accepted: what cannot be measured stays None with a note, and the job that needs it
-fails later with a clear reason. Sounds and documents are looked into in a process of their own
-(`ppworker.runners.inspector`), for which several files share an `Inspection`.
+fails later with a clear reason. Sounds, documents and all but plain images are looked into in a
+process of their own (`ppworker.runners.inspector`), for which several files share an `Inspection`.
 """
 
 import codecs
 import hashlib
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import puremagic
-from PIL import ExifTags, Image
 
 from ppworker.domain.post_processor import TEXT_DOCUMENTS
 from ppworker.errors import RunnerError
 from ppworker.pipeline.names import extension_of
 from ppworker.pipeline.signatures import (
     EXTENSIONS,
-    IMAGE_FORMATS,
     OLE,
     by_signature,
     ole_type,
     text_type,
 )
-from ppworker.runners import inspector, word
+from ppworker.runners import inspector, pictures, word
 from ppworker.runners.base import RunnerInput
 from ppworker.runners.inspector import Inspection
 
 EMPTY = "application/x-empty"
 UNKNOWN = "application/octet-stream"
-MAX_IMAGE_PIXELS = 178_956_970
-"""Images with more pixels are not measured: decoding them would need half a gigabyte or more."""
 MIN_CONFIDENCE = 0.4
 """Least confidence of a guess by puremagic: a signature of about four bytes."""
 
-MAX_PAGES = 10_000
-"""Pages of an image that are counted; one with more has no page count."""
-
+_PLAIN_BYTES = 16 * 1024 * 1024
+"""Most bytes of an image that is measured here: some readers hold all of it, twice."""
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 8192
 _TAIL_BYTES = 65_536
 # Control characters that plain text files do contain: tab, line ends, form feed, escape.
 _TEXT_CONTROLS = b"\t\n\x0b\x0c\r\x1b"
 _OTHER_CONTROLS = bytes(set(range(32)) - set(_TEXT_CONTROLS)) + b"\x7f"
-# pdfium must not be entered by two threads at once.
-_pdfium_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +93,7 @@ def inspect(path: Path, name: str, look_into: Inspection) -> Media:
     Args:
         path: the file to read.
         name: as the client calls it.
-        look_into: for sounds and documents.
+        look_into: for what is not to be trusted with this process.
 
     Raises:
         OSError: the file cannot be read. Content, however broken, raises nothing.
@@ -111,10 +102,8 @@ def inspect(path: Path, name: str, look_into: Inspection) -> Media:
     extension = extension_of(name)
     media_type = _media_type(content, extension)
     facts: dict[str, Any] = {}
-    if media_type in IMAGE_FORMATS:
-        facts = _image_facts(path, IMAGE_FORMATS[media_type])
-    elif media_type == "application/pdf":
-        facts["page_count"], facts["note"] = _page_count(path)
+    if _is_plain_image(media_type, content.size_bytes):
+        facts = pictures.measure(path, pictures.FORMATS[media_type])
     elif media_type in inspector.MEDIA_TYPES:
         facts = _inner_facts(path, media_type, look_into)
     media_type = facts.pop("media_type", media_type)
@@ -180,36 +169,14 @@ def _guess(head: bytes) -> str:
     return UNKNOWN
 
 
-def _image_facts(path: Path, image_format: str) -> dict[str, Any]:
-    try:
-        # Only the header is read, and only by the reader of this one format.
-        with Image.open(path, formats=[image_format]) as image:
-            width, height = image.size
-            is_turned = _is_turned(image)
-            if not 0 < width * height <= MAX_IMAGE_PIXELS:
-                return {"note": "too many pixels" if width * height else "no pixels"}
-            pages = _pages_of(image) if image_format == "TIFF" else {}
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return {"note": "too many pixels"}
-    except Exception as error:  # noqa: BLE001  readers of hostile bytes may fail in any way
-        return {"note": f"unreadable image ({type(error).__name__})"}
-    if is_turned:
-        width, height = height, width
-    return {"width": width, "height": height, **pages}
+def _is_plain_image(media_type: str, size_bytes: int) -> bool:
+    """Whether measuring it costs next to nothing, whatever it holds.
 
-
-def _pages_of(image: Image.Image) -> dict[str, Any]:
-    """How many pages there are: by walking from one to the next, for no header counts them."""
-    count = 1
-    try:
-        while count <= MAX_PAGES:
-            image.seek(count)
-            count += 1
-    except EOFError:
-        return {"page_count": count}
-    except Exception as error:  # noqa: BLE001  as above; the first page may be read nevertheless
-        return {"note": f"page {count + 1} is unreadable ({type(error).__name__})"}
-    return {"note": "too many pages"}
+    A TIFF leads its reader from table to table, for as long as it likes.
+    """
+    return (
+        media_type in pictures.FORMATS and media_type != "image/tiff" and size_bytes <= _PLAIN_BYTES
+    )
 
 
 def _inner_facts(path: Path, media_type: str, look_into: Inspection) -> dict[str, Any]:
@@ -228,31 +195,3 @@ def _sound_facts(media_type: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     is_sound = media_type == "video/mp4" and not raw["has_video"]
     facts = {"duration_s": raw["duration_s"]}
     return facts | ({"media_type": "audio/mp4"} if is_sound else {})
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the upright image has width and height exchanged."""
-    if image.format == "TIFF":
-        return False  # Pillow gives the upright size of these itself
-    try:
-        # The method of the base class: that of PNG would decode the whole image first.
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    except Exception:  # noqa: BLE001  broken EXIF data does not make the image unreadable
-        return False
-    return orientation in {5, 6, 7, 8}
-
-
-def _page_count(path: Path) -> tuple[int | None, str]:
-    if find_spec("pypdfium2") is None:
-        return None, "pages not counted: pypdfium2 is not installed"
-    import pypdfium2  # noqa: PLC0415  an extra, and slow to load
-
-    with _pdfium_lock:
-        try:
-            document = pypdfium2.PdfDocument(path)
-        except (pypdfium2.PdfiumError, ValueError) as error:
-            return None, f"unreadable PDF ({error})"
-        try:
-            return len(document), ""
-        finally:
-            document.close()

@@ -69,8 +69,11 @@ def change(
 
     try:
         changed = deps.db.transact(work)
-    except StoreRefused:  # somebody took the name at the same moment
-        raise _taken(str(changes.get("name", ""))) from None
+    except StoreRefused:
+        if "name" not in changes:
+            raise
+        # All else was checked: somebody took the name at the same moment.
+        raise _taken(changes["name"]) from None
     if "enabled" in changes:  # also when it was so before: a repetition mends what a crash left
         _reconsider(deps, id_)
         if changed.enabled:

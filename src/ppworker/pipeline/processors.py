@@ -245,8 +245,11 @@ def _mapping(given: Mapping[str, str | None]) -> dict[str, str | None]:
     forms: dict[str, str] = {}
     for source, to in given.items():
         form = normalise_label(source)
-        if not form:
-            raise Invalid("a label that is mapped has a name", field="label_mapping")
+        if not form or clean_text(source)[1]:
+            raise Invalid(
+                "a label that is mapped has a name, without NUL and lone surrogates",
+                field="label_mapping",
+            )
         if form in forms:
             raise Invalid(
                 f"'{forms[form]}' and '{source}' are the same label, case apart; map it once",

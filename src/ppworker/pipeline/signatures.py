@@ -35,18 +35,6 @@ EXTENSIONS = {
 }
 """Usual extension of a media type, for files without one."""
 
-IMAGE_FORMATS = {
-    "image/png": "PNG",
-    "image/jpeg": "JPEG",
-    "image/gif": "GIF",
-    "image/webp": "WEBP",
-    "image/bmp": "BMP",
-    "image/tiff": "TIFF",
-    "image/avif": "AVIF",
-    "image/x-icon": "ICO",
-}
-"""Media types of images that can be measured, with Pillow's name of the format."""
-
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Self
 
 from ppworker.errors import RunnerError, UnreadableInput
-from ppworker.runners import options, sound, wire, word
+from ppworker.runners import options, pictures, sound, wire, word
 from ppworker.runners.base import RawAnswer, RunnerInput, RunnerSpec
 from ppworker.runners.child import ChildRunner
 from ppworker.runners.wire import Answer
 
-MEDIA_TYPES = (*sound.MEDIA_TYPES, word.MEDIA_TYPE)
+MEDIA_TYPES = (*sound.MEDIA_TYPES, word.MEDIA_TYPE, pictures.PDF, *pictures.FORMATS)
 """What it looks into."""
 
 MAX_PROCESSES = 4
@@ -26,7 +26,9 @@ _MAX_TEXT = 1 << 40
 
 
 class Inspector:
-    """Runs as a runner does: ``duration_s`` and ``has_video`` of sounds, ``text`` of documents."""
+    """Runs as a runner does: ``duration_s`` and ``has_video`` of sounds, ``text`` of documents,
+    size and ``page_count`` of what has pages.
+    """
 
     spec = RunnerSpec(
         tasks=(), reads="file", media_types=MEDIA_TYPES, memory_mb=sound.MEMORY_MB, needs=("av",)
@@ -58,6 +60,10 @@ class Inspector:
         try:
             if item.media_type == word.MEDIA_TYPE:
                 return RawAnswer(raw={"text": word.text_of(item.path, max_bytes=self._max_text)})
+            if item.media_type == pictures.PDF:
+                return RawAnswer(raw=pictures.count_pages(item.path))
+            if image_format := pictures.FORMATS.get(item.media_type):
+                return RawAnswer(raw=pictures.measure(item.path, image_format))
             found = sound.measure(item.path)
             return RawAnswer(raw={"duration_s": found.duration_s, "has_video": found.has_video})
         except Exception as error:  # noqa: BLE001  one file's fault is its own

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from ppworker.errors import Conflict, NotFound
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.ids import new_id
 from ppworker.store.tables import api_keys, users
 
@@ -71,7 +71,7 @@ def create_user(tx: Tx, username: str) -> User:
     ).one_or_none()
     if made is None:
         raise Conflict(f"a user named '{username}' exists already", field="username")
-    return User(**made._mapping)  # noqa: SLF001  public by documentation
+    return User(**by_name(made))
 
 
 _USERS = sa.select(users.c.id, users.c.username, users.c.created_at, users.c.updated_at)
@@ -80,13 +80,13 @@ _USERS = sa.select(users.c.id, users.c.username, users.c.created_at, users.c.upd
 def find_user(tx: Tx, username: str) -> User | None:
     """The user of that name, None when there is none."""
     row = tx.execute(_USERS.where(users.c.username == username)).one_or_none()
-    return None if row is None else User(**row._mapping)  # noqa: SLF001
+    return None if row is None else User(**by_name(row))
 
 
 def list_users(tx: Tx) -> list[User]:
     """Every user, oldest first."""
     rows = tx.execute(_USERS.order_by(users.c.public_id))
-    return [User(**row._mapping) for row in rows]  # noqa: SLF001
+    return [User(**by_name(row)) for row in rows]
 
 
 def create_key(
@@ -215,7 +215,7 @@ def delete_key(tx: Tx, key_id: UUID) -> Key:
 
 
 def _key(row: Any) -> Key:
-    values = dict(row._mapping)  # noqa: SLF001  public by documentation
+    values = by_name(row)
     return Key(**{**values, "scopes": tuple(values["scopes"])})
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ppworker.store import overview
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.overview import MOST, Count, ProcessorStatus, WorkerStatus
 
 WINDOW_S = 10.0
@@ -135,7 +135,7 @@ def read_operations(tx: Tx, *, limit: int) -> tuple[list[OperationStatus], int]:
         ),
         {"limit": limit},
     )
-    found = [OperationStatus(**row._mapping) for row in rows]  # noqa: SLF001  public by documentation
+    found = [OperationStatus(**by_name(row)) for row in rows]
     if len(found) < limit:
         return found, len(found)
     live: int = tx.execute(

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from ppworker.domain.replace import Existing
 from ppworker.store import bulk
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import annotations
 
 
@@ -60,7 +60,7 @@ def read_existing(
         {"items": bulk.uuids(p[0] for p in pairs), "versions": bulk.uuids(p[1] for p in pairs)},
     )
     for row in rows:
-        values = dict(row._mapping)  # noqa: SLF001
+        values = by_name(row)
         key = (values.pop("item_id"), values.pop("version_id"))
         found.setdefault(key, []).append(Existing(**values))
     return found

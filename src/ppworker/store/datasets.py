@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from ppworker.errors import Conflict, NotFound
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.ids import new_id
 from ppworker.store.tables import dataset_splits, dataset_versions, datasets, item_splits, users
 
@@ -124,7 +124,7 @@ _DATASETS = (
 def list_datasets(tx: Tx, user_id: UUID) -> list[Dataset]:
     """The user's datasets, newest first, each with its newest version."""
     rows = tx.execute(_DATASETS.where(datasets.c.user_id == user_id))
-    return [Dataset(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Dataset(**by_name(row)) for row in rows]
 
 
 def get_dataset(tx: Tx, user_id: UUID, reference: str) -> Dataset:
@@ -142,7 +142,7 @@ def get_dataset(tx: Tx, user_id: UUID, reference: str) -> Dataset:
             f"no dataset '{reference}'; `ppworker datasets list` shows those there are",
             field="dataset",
         )
-    return Dataset(**row._mapping)  # noqa: SLF001
+    return Dataset(**by_name(row))
 
 
 def find_dataset(tx: Tx, user_id: UUID, dataset_id: UUID) -> Dataset | None:
@@ -150,7 +150,7 @@ def find_dataset(tx: Tx, user_id: UUID, dataset_id: UUID) -> Dataset | None:
     row = tx.execute(
         _DATASETS.where(datasets.c.user_id == user_id, datasets.c.id == dataset_id)
     ).one_or_none()
-    return None if row is None else Dataset(**row._mapping)  # noqa: SLF001
+    return None if row is None else Dataset(**by_name(row))
 
 
 def create_split(tx: Tx, version_id: UUID, user_id: UUID, name: str) -> UUID:
@@ -197,13 +197,13 @@ def list_splits(tx: Tx, user_id: UUID, version_id: UUID) -> list[Split]:
     rows = tx.execute(
         _SPLITS.where(datasets.c.user_id == user_id, dataset_splits.c.version_id == version_id)
     )
-    return [Split(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Split(**by_name(row)) for row in rows]
 
 
 def list_splits_of(tx: Tx, version_ids: Sequence[UUID]) -> list[Split]:
     """The splits of several versions, oldest first; whose they are is the caller's to know."""
     rows = tx.execute(_SPLITS.where(dataset_splits.c.version_id.in_(version_ids)))
-    return [Split(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Split(**by_name(row)) for row in rows]
 
 
 def find_split(tx: Tx, user_id: UUID, version_id: UUID, split_id: UUID) -> Split | None:
@@ -215,7 +215,7 @@ def find_split(tx: Tx, user_id: UUID, version_id: UUID, split_id: UUID) -> Split
             dataset_splits.c.id == split_id,
         )
     ).one_or_none()
-    return None if row is None else Split(**row._mapping)  # noqa: SLF001
+    return None if row is None else Split(**by_name(row))
 
 
 def list_splits_of_item(tx: Tx, version_id: UUID, item_id: UUID) -> list[Split]:
@@ -225,7 +225,7 @@ def list_splits_of_item(tx: Tx, version_id: UUID, item_id: UUID) -> list[Split]:
             item_splits.c.item_id == item_id, item_splits.c.version_id == version_id
         )
     )
-    return [Split(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Split(**by_name(row)) for row in rows]
 
 
 def get_split(tx: Tx, user_id: UUID, reference: str) -> Split:
@@ -255,7 +255,7 @@ def get_split(tx: Tx, user_id: UUID, reference: str) -> Split:
             f"no split '{reference}'; `ppworker splits list DATASET` shows those there are",
             field="split",
         )
-    return Split(**row._mapping)  # noqa: SLF001
+    return Split(**by_name(row))
 
 
 def is_multi_label(tx: Tx, version_ids: Sequence[UUID]) -> dict[UUID, bool]:

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -17,6 +17,12 @@ from ppworker.errors import CommitUnknown, ConfigurationError, StoreRefused, Sto
 T = TypeVar("T")
 Tx = Connection
 """A connection inside a transaction; store functions take it first and never commit."""
+
+
+def by_name(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
+    """The values of a row by the names of their columns."""
+    return dict(row._mapping)  # noqa: SLF001  public by documentation
+
 
 _REPEAT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _REPEATS = 10

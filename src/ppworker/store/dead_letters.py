@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from ppworker.errors import NotFound
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.ids import new_id
 from ppworker.store.tables import dead_letters, users
 
@@ -81,7 +81,7 @@ def list_letters(
         query = query.where(dead_letters.c.replayed_at.is_(None))
     if after is not None:
         query = query.where(dead_letters.c.id > after)
-    return [Letter(**row._mapping) for row in tx.execute(query)]  # noqa: SLF001
+    return [Letter(**by_name(row)) for row in tx.execute(query)]
 
 
 def get_letter(tx: Tx, letter_id: UUID) -> Letter:
@@ -96,7 +96,7 @@ def get_letter(tx: Tx, letter_id: UUID) -> Letter:
             f"no dead letter {letter_id}; `ppworker dead-letters list` shows those there are",
             field="ID",
         )
-    return Letter(**row._mapping)  # noqa: SLF001
+    return Letter(**by_name(row))
 
 
 def mark_replayed(tx: Tx, letter_id: UUID) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ppworker.store import bulk
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import dataset_items, item_splits
 
 
@@ -59,7 +59,7 @@ def find_item(tx: Tx, version_id: UUID, item_id: UUID) -> Item | None:
             ),
         )
     ).one_or_none()
-    return None if row is None else Item(**row._mapping)  # noqa: SLF001  public by documentation
+    return None if row is None else Item(**by_name(row))
 
 
 _PAGE = """
@@ -104,7 +104,7 @@ def list_item_ids(
 def list_items(tx: Tx, ids: Sequence[UUID]) -> list[Item]:
     """The items of those ids, in their order."""
     rows = tx.execute(_ITEMS.where(dataset_items.c.id.in_(ids)).order_by(dataset_items.c.id))
-    return [Item(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Item(**by_name(row)) for row in rows]
 
 
 _ANNOTATIONS = sa.text("""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ppworker.store import bulk
 from ppworker.store.blobs import text_sha256
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import dataset_items, item_splits
 
 
@@ -221,7 +221,7 @@ def find_without_job(
             "limit": limit,
         },
     )
-    return [Unprocessed(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Unprocessed(**by_name(row)) for row in rows]
 
 
 def without_job(

@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ppworker.store import bulk
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.ids import new_id
 from ppworker.store.jobs import NewJob, insert_jobs
 
@@ -171,12 +171,12 @@ _REVIVE = sa.text(
 
 def retry(tx: Tx, ids: Sequence[UUID]) -> list[Retried]:
     """Make failed jobs pending with a fresh budget; ``recompute_ready`` must follow."""
-    return [Retried(**row._mapping) for row in tx.execute(_RETRY, {"ids": list(ids)})]  # noqa: SLF001
+    return [Retried(**by_name(row)) for row in tx.execute(_RETRY, {"ids": list(ids)})]
 
 
 def revive_successors(tx: Tx, ids: Sequence[UUID]) -> list[Retried]:
     """Retry later jobs of the same items that failed only because of these."""
-    return [Retried(**row._mapping) for row in tx.execute(_REVIVE, {"ids": list(ids)})]  # noqa: SLF001
+    return [Retried(**by_name(row)) for row in tx.execute(_REVIVE, {"ids": list(ids)})]
 
 
 def rerun_processing_successors(tx: Tx, ids: Sequence[UUID]) -> None:
@@ -212,7 +212,7 @@ def insert_successors(tx: Tx, ids: Sequence[UUID]) -> list[NewJob]:
         ),
         {"ids": list(ids)},
     )
-    return _insert_anew(tx, [dict(row._mapping) for row in rows])  # noqa: SLF001
+    return _insert_anew(tx, [by_name(row) for row in rows])
 
 
 def _insert_anew(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> list[NewJob]:
@@ -255,7 +255,7 @@ def rerun_readers(
     }
     retried = retry(tx, list(tx.execute(_WITHOUT_TEXT, wanted).scalars()))
     rows = tx.execute(_READERS, wanted)
-    return _insert_anew(tx, [dict(row._mapping) for row in rows]), retried  # noqa: SLF001
+    return _insert_anew(tx, [by_name(row) for row in rows]), retried
 
 
 _LOCK_COMPLETED = sa.text("""
@@ -389,4 +389,4 @@ RETURNING j.id, j.item_id, j.attempts, j.lease_token, live.status AS was,
 
 def cancel(tx: Tx, ids: Sequence[UUID]) -> list[Cancelled]:
     """End live jobs as failed; a running attempt loses its lease."""
-    return [Cancelled(**row._mapping) for row in tx.execute(_CANCEL, {"ids": list(ids)})]  # noqa: SLF001
+    return [Cancelled(**by_name(row)) for row in tx.execute(_CANCEL, {"ids": list(ids)})]

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from ppworker.domain.job import Transition
 from ppworker.store import bulk
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import post_processor_jobs
 
 Bound = tuple[int, datetime, UUID]
@@ -405,7 +405,7 @@ RETURNING j.id, j.item_id, j.attempts, j.lease_token,
 def stop_successors(tx: Tx, failed: Sequence[UUID]) -> list[Stopped]:
     """Fail the pending later jobs of items whose earlier job failed and says stop."""
     rows = tx.execute(_STOP_SUCCESSORS, {"failed": list(failed)})
-    return [Stopped(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Stopped(**by_name(row)) for row in rows]
 
 
 # Whoever waits for a job that nobody runs waits for ever: the pending ones of a disabled

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from ppworker.domain.labels import normalise_label
 from ppworker.errors import Conflict, Invalid
 from ppworker.store import bulk
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.ids import new_id
 from ppworker.store.tables import labels
 
@@ -65,7 +65,7 @@ def list_labels_of(tx: Tx, version_ids: Sequence[UUID]) -> list[Label]:
         .where(labels.c.version_id.in_(version_ids))
         .order_by(labels.c.index, labels.c.id)
     )
-    return [Label(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Label(**by_name(row)) for row in rows]
 
 
 def names_by_version(tx: Tx, version_ids: Sequence[UUID]) -> dict[UUID, dict[str, UUID]]:

@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ppworker.domain.job import Status, Transition
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 
 FIRST_CHUNK = 128
 """Units of work of a chunk when nothing is known of its speed."""
@@ -66,7 +66,7 @@ _READ = f"SELECT {_SELECTED} FROM operations o "  # noqa: S608  the constant abo
 
 
 def _operation(row: sa.Row[Any]) -> Operation:
-    return Operation(**row._mapping)  # noqa: SLF001  public by documentation
+    return Operation(**by_name(row))
 
 
 def insert_operation(

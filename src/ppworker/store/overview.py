@@ -12,7 +12,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 
 MOST = 100_000
 """Failed jobs, live jobs and deltas are counted up to here; beyond it a count says "at least"."""
@@ -136,7 +136,7 @@ def read_processors(
         own = reasons.get(row.id, {})
         found.append(
             ProcessorStatus(
-                **row._mapping,  # noqa: SLF001  public by documentation
+                **by_name(row),
                 reasons=own,
                 failed=sum(own.values()),
                 completed=completed.get(row.id, 0),
@@ -196,7 +196,7 @@ def read_workers(tx: Tx) -> list[WorkerStatus]:
             "ORDER BY w.started_at, w.id"
         )
     )
-    return [WorkerStatus(**row._mapping) for row in rows]  # noqa: SLF001
+    return [WorkerStatus(**by_name(row)) for row in rows]
 
 
 def read_clock(tx: Tx) -> datetime:
@@ -270,7 +270,7 @@ def find_held(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> list[Held]:
         ),
         {"user": user_id, "dataset": dataset_id},
     )
-    return [Held(**row._mapping) for row in rows]  # noqa: SLF001  public by documentation
+    return [Held(**by_name(row)) for row in rows]
 
 
 def count_failed(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> Count:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Conflict, NotFound
 from ppworker.store.datasets import as_id
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import post_processors
 
 _FIELDS = tuple(f.name for f in fields(PostProcessor) if f.name != "revision")
@@ -232,13 +232,13 @@ def _one(dataset_id: UUID, id_: UUID) -> sa.Select[Any]:
 
 def _stored(row: sa.Row[Any]) -> Stored:
     own = ("user_id", "created_at", "updated_at")
-    values = dict(row._mapping)  # noqa: SLF001  public by documentation
+    values = by_name(row)
     about = {name: values.pop(name) for name in own}
     return Stored(processor=_from_values(values), **about)
 
 
 def _from_row(row: sa.Row[Any]) -> PostProcessor:
-    return _from_values(dict(row._mapping))  # noqa: SLF001  public by documentation
+    return _from_values(by_name(row))
 
 
 def _from_values(values: dict[str, Any]) -> PostProcessor:

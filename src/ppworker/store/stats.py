@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from ppworker.domain.stats import Bucket, StatDelta
 from ppworker.store import bulk
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import label_stat_deltas
 
 
@@ -102,13 +102,13 @@ _RECOUNT = sa.text(f"WITH {_MEMBERS} {_COUNTED}")
 def read_stats(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
     """Exact stats of splits, base and deltas summed in one statement."""
     rows = tx.execute(_READ, {"splits": list(split_ids)})
-    return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
+    return _sorted(LabelStat(**by_name(row)) for row in rows)
 
 
 def recount(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
     """The same figures counted anew from memberships and annotations."""
     rows = tx.execute(_RECOUNT, {"splits": list(split_ids)})
-    return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
+    return _sorted(LabelStat(**by_name(row)) for row in rows)
 
 
 _DRIFT = f"""
@@ -131,7 +131,7 @@ _FIND_DRIFT = sa.text(_DRIFT)
 def find_drift(tx: Tx, split_ids: Sequence[UUID]) -> list[LabelStat]:
     """What must be added to each row to make it equal a recount; one statement, one snapshot."""
     rows = tx.execute(_FIND_DRIFT, {"splits": list(split_ids)})
-    return _sorted(LabelStat(**row._mapping) for row in rows)  # noqa: SLF001
+    return _sorted(LabelStat(**by_name(row)) for row in rows)
 
 
 def lock_rebuild(tx: Tx, split_id: UUID) -> None:

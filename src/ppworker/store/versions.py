@@ -7,7 +7,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from ppworker.store.db import Tx
+from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import dataset_versions, datasets
 
 
@@ -42,7 +42,7 @@ def find_version(tx: Tx, user_id: UUID, dataset_id: UUID, version_id: UUID) -> V
             dataset_versions.c.id == version_id,
         )
     ).one_or_none()
-    return None if row is None else Version(**row._mapping)  # noqa: SLF001  public by documentation
+    return None if row is None else Version(**by_name(row))
 
 
 def list_versions(tx: Tx, dataset_ids: Sequence[UUID]) -> list[Version]:
@@ -52,4 +52,4 @@ def list_versions(tx: Tx, dataset_ids: Sequence[UUID]) -> list[Version]:
             dataset_versions.c.created_at, dataset_versions.c.id
         )
     )
-    return [Version(**row._mapping) for row in rows]  # noqa: SLF001
+    return [Version(**by_name(row)) for row in rows]
