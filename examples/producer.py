@@ -9,7 +9,8 @@ it can be copied to any machine that has `dramatiq[redis]`.
     python producer.py retry 01912d68-9a10-7c55-b1f0-0d7a5a3f21c8
 
 The same upload sent twice is one upload: its key is made of what it says, unless you name one. So
-a producer that crashed may simply be run again.
+a producer that crashed may simply be run again. A file of the inbox is said by its
+name: where tomorrow's file has the name of today's, name a key.
 """
 
 import argparse

@@ -15,7 +15,8 @@ PROGRAM = [sys.executable, "-m", "ppworker"]
 MOST_WRONG = 0.35
 TOTAL_BYTES = 2_000_000
 
-pytestmark = pytest.mark.slow
+# One group: whoever runs it first has the models started and the recordings carried through once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("speech")]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,11 @@ IN_TERMINAL = (
 )
 
 
+def _own_size(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without the size that readline put into it, which would hold whatever the terminal says."""
+    return {name: v for name, v in environment.items() if name not in {"COLUMNS", "LINES"}}
+
+
 class Terminal:
     """A terminal of some size in which a program runs."""
 
@@ -43,7 +48,9 @@ class Terminal:
         self.resize(columns, lines)
         self.process = subprocess.Popen(
             [sys.executable, "-c", IN_TERMINAL, PROGRAM, "top", *arguments],
-            env=os.environ | {"PPWORKER_DATABASE_URL": url, "TERM": "xterm-256color"} | environment,
+            env=_own_size(os.environ)
+            | {"PPWORKER_DATABASE_URL": url, "TERM": "xterm-256color"}
+            | environment,
             stdin=inner,
             stdout=inner,
             stderr=inner,

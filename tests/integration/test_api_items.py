@@ -119,6 +119,12 @@ def test_what_postgresql_refuses_in_a_text_is_taken_out(api: Api) -> None:
     assert make(api, text="a\0b", name="c\0d")["text"] == "ab"
 
 
+def test_half_a_character_in_what_is_refused_can_be_answered(api: Api) -> None:
+    response = api.me.post(f"{api.version}/items", content=b'{"splits": [{"id": "\\ud800x"}]}')
+    assert response.status_code == 422, response.text
+    assert response.json()["message"] == "the version has no split 'x'"
+
+
 def test_another_file_runs_everything_again(api: Api) -> None:
     """What is over gets a new job; its old one stays."""
     processor = api.world.processor()
@@ -397,6 +403,18 @@ def test_names_of_files_in_other_letters_arrive(api: Api) -> None:
     assert hostile["name"] == "passwd"
 
 
+def announced(api: Api, path: str, headers: dict[str, str]) -> int:
+    """The status of a request that says how long it is and sends not a byte of it."""
+    host, port = api.address.removeprefix("http://").split(":")
+    key = api.me.headers["authorization"]
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=10)) as raw:
+        raw.putrequest("POST", f"/api/v1{path}")
+        for name, value in {**headers, "content-length": "9999999", "authorization": key}.items():
+            raw.putheader(name, value)
+        raw.endheaders()
+        return raw.getresponse().status
+
+
 def test_a_file_is_taken_up_to_its_limit_and_not_a_byte_beyond(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,14 +433,7 @@ def test_a_file_is_taken_up_to_its_limit_and_not_a_byte_beyond(
             f"{api.version}/items/{fits['id']}/upload", content=content, headers=FORM
         )
         assert (response.status_code, response.json()["field"]) == (413, "file")
-    host, port = api.address.removeprefix("http://").split(":")
-    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=30)) as raw:
-        raw.putrequest("POST", f"/api/v1{api.version}/items/{fits['id']}/upload")
-        key = api.me.headers["authorization"]
-        for name, value in {**FORM, "content-length": "9999999", "authorization": key}.items():
-            raw.putheader(name, value)
-        raw.endheaders()
-        assert raw.getresponse().status == 413, "before a byte of it was sent"
+    assert announced(api, f"{api.version}/items/{fits['id']}/upload", FORM) == 413
     assert list((api.deps.blobs.root / "incoming").glob("*")) == []
 
 
@@ -457,6 +468,7 @@ def test_a_json_body_has_a_limit(api: Api) -> None:
         response = api.me.post(f"{api.version}/items", content=content)
         assert response.status_code == 413, response.text
         assert "10000 bytes" in response.json()["message"]
+    assert announced(api, f"{api.version}/items", {}) == 413
     stranger = api.with_header(None)
     assert stranger.post(f"{api.version}/items", content=body).status_code == 401
 

@@ -331,6 +331,17 @@ def test_a_result_that_is_too_much_for_a_page_is_left_out(
     assert not told[-1]
 
 
+def test_a_page_is_bounded_also_where_its_results_are_stored_in_a_hundredth_of_their_size(
+    api: Api,
+) -> None:
+    processor = api.world.processor()
+    api.world.add("a", "b", "c")
+    api.world.run(processor)
+    api.world.sql("UPDATE job_results SET raw = to_jsonb(repeat('x', 20000000))")
+    told = [job["result"] for job in listed(api)]
+    assert [result and len(result) for result in told] == [20_000_002, None, None]
+
+
 def test_of_many_who_retry_exactly_one_succeeds(api: Api) -> None:
     world = api.world
     processor = world.processor(max_attempts=1)
@@ -433,6 +444,38 @@ def test_an_echo_holds_no_null_that_its_sender_cannot_read(api: Api) -> None:
     assert again["inferences"] == answer["inferences"]
     assert len(api.me.get(f"{api.version}/items").json()) == 1
     api.world.check()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"config": {}}, "config"),
+        ({"created_at": 1664313840}, "created_at"),
+        ({"hidden": "perhaps"}, "hidden"),
+        ({"description": ["x"]}, "description"),
+        (
+            {"inference_items": [{"prediction": "cat", "inference_id": 5}]},
+            "inference_items[0].inference_id",
+        ),
+    ],
+)
+def test_what_could_not_be_given_back_is_refused_before_anything_is_written(
+    api: Api, wrong: dict[str, Any], field: str
+) -> None:
+    sent = [{"id": "good", "name": "x"}, {"id": "bad", "name": "y"} | wrong]
+    response = api.me.post(f"{api.split}/add_inferences", json={"inferences": sent})
+    assert response.status_code == 422, response.text
+    assert response.json()["field"] == f"inferences[1].{field}"
+    assert api.me.get("/operations").json() == []
+
+
+def test_times_of_predictions_are_given_back_as_they_came(api: Api) -> None:
+    said = {"prediction": "cat", "created_at": "", "updated_at": "2022-09-27T21:24:00.042635+02:00"}
+    sent = {"inferences": [{"name": "x", "inference_items": [said]}]}
+    answer = api.me.post(f"{api.split}/add_inferences", json=sent)
+    assert answer.status_code == 200, answer.text
+    (echo,) = answer.json()["inferences"][0]["inference_items"]
+    assert said.items() <= echo.items()
 
 
 def test_without_annotations_items_come_unlabelled_and_run_all_the_same(api: Api) -> None:

@@ -1,5 +1,6 @@
 """Commands by message, on a real redis and a real PostgreSQL: each is followed once, or kept."""
 
+import errno
 import json
 import os
 import runpy
@@ -27,7 +28,7 @@ from ppworker.pipeline.inbox import Outcome
 from ppworker.store import accounts, datasets, dead_letters
 from ppworker.worker import commands, messages
 from ppworker.worker.broker import connect
-from ppworker.worker.command_consumer import CommandConsumer
+from ppworker.worker.command_consumer import CommandConsumer, NotNow
 from ppworker.worker.command_link import CommandLink
 from redis_words import RedisServer, eventually
 
@@ -195,6 +196,73 @@ def test_an_upload_becomes_items_with_their_jobs_and_is_acknowledged(
     world.check()
 
 
+def test_a_message_that_names_one_file_often_does_not_fill_the_disk(
+    world, producer, link, inbox, tmp_path, monkeypatch
+):
+    (inbox / "a.bin").write_bytes(b"\0" * 100_000)
+    (tmp_path / "b.bin").write_bytes(b"\1" * 100_000)
+    blob = sources.keep_file(world.deps, world.user, tmp_path / "b.bin")
+    incoming = world.deps.blobs.root / "incoming"
+    copies = []
+    monkeypatch.setattr(
+        "ppworker.store.blobs.sync", lambda _: copies.append(len([*incoming.iterdir()]))
+    )
+    sent = [{"name": f"a-{n}.bin", "path": "./" * n + "a.bin"} for n in range(20)]
+    sent += [{"name": f"b-{n}.bin", "blob": blob} for n in range(20)]
+    producer.send("take_upload", **upload(world, items=sent))
+    drain(world.deps, link)
+    assert len(copies) == 20, "what is stored is not copied"
+    assert max(copies) == 2, "the first one, and the one in hand"
+    assert [*incoming.iterdir()] == []
+    rows = world.sql("SELECT content_sha256, count(*) FROM dataset_items GROUP BY 1")
+    assert sorted(tuple(row)[1] for row in rows) == [20, 20]
+    assert count(world, "blobs") == 2
+
+
+def test_no_text_is_longer_than_a_text_may_be(world, producer, link):
+    world.deps = wiring.build_deps(
+        world.deps.settings.model_copy(update={"max_text_bytes": 9}), world.deps.db
+    )
+    for text in ("ä" * 5, "ä" * 4 + "b"):
+        producer.send("take_upload", **upload(world, items=[{"name": "a.txt", "text": text}]))
+    drain(world.deps, link)
+    (letter,) = letters(world)
+    assert (letter.field, count(world)) == ("items[0].text", 1)
+
+
+def test_the_content_of_an_item_that_is_gone_is_nobodys(world, producer, link, inbox):
+    (inbox / "a.bin").write_bytes(b"\0\1\2")
+    sent = [{"name": "a.bin", "path": "a.bin"}]
+    producer.send("take_upload", **upload(world, items=sent))
+    drain(world.deps, link)
+    blob = world.sql("SELECT content_sha256 FROM dataset_items")[0][0]
+    again = [{"name": "b.bin", "blob": blob}]
+    producer.send("take_upload", **upload(world, items=again))
+    drain(world.deps, link)
+    assert (count(world), letters(world)) == (2, [])
+    world.sql("UPDATE dataset_items SET deleted_at = now()")
+    producer.send("take_upload", **upload(world, items=again))
+    drain(world.deps, link)
+    assert [letter.field for letter in letters(world)] == ["items[0].blob"]
+
+
+def test_a_message_that_names_one_long_text_often_is_refused_before_it_swells(
+    world, producer, link, inbox, monkeypatch
+):
+    monkeypatch.setattr("ppworker.pipeline.inbox._MOST_TEXT_BYTES", 1_000_000)
+    world.deps = wiring.build_deps(
+        world.deps.settings.model_copy(update={"max_text_bytes": 500_000}), world.deps.db
+    )
+    (inbox / "a.txt").write_text("ab " * 100_000)
+    sent = [{"name": f"a-{n}.txt", "path": "a.txt"} for n in range(4)]
+    producer.send("take_upload", **upload(world, items=sent))
+    producer.send("take_upload", **upload(world, items=sent[:3]))
+    drain(world.deps, link)
+    (letter,) = letters(world)
+    assert (letter.field, count(world)) == ("items", 3)
+    assert "1000000 bytes together" in letter.error
+
+
 def test_an_absolute_path_below_the_inbox_is_one_in_it(world, producer, link, inbox):
     (inbox / "a.txt").write_text("here")
     producer.send(
@@ -217,6 +285,27 @@ def test_a_command_sent_again_is_followed_once_whatever_became_of_its_file(
     assert count(world) == 1
     assert outcomes(events) == ["done", "repeated"]
     assert letters(world) == []
+
+
+def test_a_key_that_stood_for_another_command_is_refused_whoever_looks_first(
+    world, worlds, producer, link, events
+):
+    first = upload(world)
+    producer.send("take_upload", **first)
+    producer.send("take_upload", **first | {"items": [{"name": "b.txt", "text": "other words"}]})
+    producer.send("retry_job", **retry(world, uuid4(), key=first["key"]))
+    drain(world.deps, link)
+    assert [(each.actor, each.field) for each in letters(world)] == [
+        ("take_upload", "key"),
+        ("retry_job", "key"),
+    ]
+    assert "another command" in letters(world)[0].error
+    assert outcomes(events) == ["done"]
+    other = worlds()
+    name = other.sql("SELECT username FROM users WHERE id = :id", id=other.user)[0][0]
+    producer.send("take_upload", **first | {"user": name, "split": f"{other.dataset.name}/train"})
+    drain(world.deps, link)
+    assert outcomes(events) == ["done", "done"], "somebody else's key is another one"
 
 
 def test_a_key_names_its_user_and_a_repetition_may_name_the_user_instead(
@@ -677,6 +766,24 @@ def test_a_living_worker_keeps_what_it_holds_however_long_it_takes(world, produc
     assert len(calls) == 1
 
 
+def test_a_worker_that_was_stopped_for_long_and_goes_on_does_no_harm(world, producer, server, link):
+    other = CommandLink.from_url(server.url, silence_s=SILENCE_S)
+    fields = [upload(world), upload(world)]
+    producer.send("take_upload", **fields[0])
+    zombie = link.take(block_s=0.1)
+    commands.follow(world.deps, zombie)  # and before it is acknowledged, the machine sleeps
+    time.sleep(1.2 * SILENCE_S)
+    again = eventually(lambda: beat_and_take(other))
+    producer.send("take_upload", **fields[1])
+    link.done(zombie)
+    assert producer.left() == 2, "what another worker holds is not the sleeper's to acknowledge"
+    commands.follow(world.deps, again)
+    other.done(again)
+    drain(world.deps, link)
+    other.close()
+    assert (count(world), producer.left(), letters(world)) == (2, 0, [])
+
+
 def test_redis_killed_and_started_again_is_found_again_and_never_keeps_a_worker(
     world, producer, server
 ):
@@ -783,10 +890,36 @@ def test_a_full_disk_is_no_fault_of_the_message(world, producer, link, monkeypat
     assert count(world) == 1
 
 
-def test_a_message_whose_letter_cannot_be_written_blocks_nobody(world, producer, server, client):
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_a_file_that_cannot_be_opened_now_is_no_fault_of_the_message(
+    world, producer, link, inbox, monkeypatch, number
+):
+    (inbox / "a.txt").write_text("here")
+    original = os.open
+
+    def fail(path, *args, **options):
+        if path == "a.txt":
+            raise OSError(number, "not now")
+        return original(path, *args, **options)
+
+    producer.send("take_upload", **upload(world, items=[{"name": "a.txt", "path": "a.txt"}]))
+    monkeypatch.setattr(os, "open", fail)
+    taken = link.take(block_s=0.1)
+    with pytest.raises((StoreUnavailable, NotNow)):
+        commands.follow(world.deps, taken)
+    link.give_back(taken)
+    monkeypatch.undo()
+    drain(world.deps, link)
+    assert (count(world), letters(world)) == (1, [])
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError, GeneratorExit])
+def test_a_message_whose_letter_cannot_be_written_blocks_nobody(
+    world, producer, server, client, fault
+):
     def follow(taken):
         if b"bad" in taken.body:
-            raise ZeroDivisionError("not even its letter")
+            raise fault("not even its letter")
         commands.follow(world.deps, taken)
 
     producer.send("take_upload", **upload(world, key="bad"))

@@ -18,10 +18,12 @@ from PIL import Image
 
 from factories import World, classes
 from ppworker.domain.events import JobMoved, LabelsCreated, OperationMoved
+from ppworker.domain.given import Standing
 from ppworker.errors import Conflict, Invalid
 from ppworker.pipeline import apply_inferences, inferences, operations, sources
 from ppworker.pipeline.operation_steps import STEPS
 from ppworker.store import datasets, items
+from ppworker.store import inferences as store
 from ppworker.store.operations import Operation
 
 CAT = {"inference_items": [{"prediction": "cat", "confidence": 0.8}]}
@@ -224,6 +226,33 @@ def test_no_more_labels_are_created_than_a_version_may_hold(world, monkeypatch):
     world.check()
 
 
+def test_the_limit_of_labels_holds_for_two_who_counted_them_at_once(world, monkeypatch):
+    monkeypatch.setattr(apply_inferences, "MOST_LABELS", 3)
+    count = store.count_labels
+    both_counted = threading.Barrier(2, timeout=30)
+
+    def count_together(*arguments):
+        found = count(*arguments)
+        both_counted.wait()
+        return found
+
+    monkeypatch.setattr(store, "count_labels", count_together)
+    threads = [
+        threading.Thread(
+            target=added,
+            args=(world, *({"name": f"{t}{i}", "prediction": f"{t}{i}"} for i in (1, 2))),
+        )
+        for t in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(world.sql("SELECT 1 FROM labels")) == 3
+    assert len(world.sql("SELECT 1 FROM annotations")) == 3
+    world.check()
+
+
 def test_a_label_that_vanishes_after_it_was_looked_up_is_counted(world, monkeypatch):
     ensure = apply_inferences._ensure_labels
 
@@ -353,6 +382,51 @@ def test_a_file_inference_takes_the_users_stored_file(world, worlds, tmp_path):
     assert row == ("bbox", {"box": [10, 0, 30, 20]}, "0.500000 0.500000 0.500000 1.000000")
     assert {job.post_processor_id for job in world.jobs()} == {processor.id}
     world.check()
+
+
+@pytest.mark.parametrize("chunk", [1, 10])
+def test_of_one_id_the_first_file_that_can_be_used_counts(world, tmp_path, monkeypatch, chunk):
+    """Wherever chunks end: each prediction stands on the file that it was made from."""
+    monkeypatch.setattr("ppworker.store.operations.FIRST_CHUNK", chunk)
+    small, large = image_of(world, tmp_path, (10, 10)), image_of(world, tmp_path, (90, 90))
+    done = added(
+        world,
+        {"id": "a", "name": "none.png", "blob": "0" * 64},
+        {"id": "a", "name": "small.png", "blob": small, **CAT},
+        {"id": "a", "name": "large.png", "blob": large},
+    )
+    assert (done.counts["skipped_unknown_blob"], done.counts["repeated"]) == (1, 1)
+    (row,) = world.sql(
+        "SELECT i.name, i.width, n.raw->>'blob' AS blob FROM inferences n "
+        "JOIN dataset_items i ON i.id = n.item_id"
+    )
+    assert row == ("small.png", 10, small)
+    world.check()
+
+
+def test_many_inferences_of_one_item_do_not_read_its_annotations_for_each(world, monkeypatch):
+    looks: list[int] = []
+    monkeypatch.setattr("ppworker.domain.given.Standing.__init__", _counted(looks))
+    (item,) = world.add("some text")
+    world.annotate(item, "dog")
+    lines = [
+        {"id": str(n), "dataset_item_id": str(item), "inference_items": [{"prediction": f"l{n}"}]}
+        for n in range(100)
+    ]
+    done = added(world, *lines)
+    assert done.counts["annotations_added"] == 100
+    assert looks == [1], "once for the chunk"
+    world.check()
+
+
+def _counted(looks):
+    init = Standing.__init__
+
+    def counted(self, existing):
+        looks.append(len(existing))
+        init(self, existing)
+
+    return counted
 
 
 def test_a_file_inference_without_its_file_becomes_the_items_place(world):

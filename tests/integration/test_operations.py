@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from factories import World
 from ppworker.domain.events import OperationAdvanced, OperationMoved
+from ppworker.domain.job import Attempt, Outcome, decide
 from ppworker.errors import CommitUnknown, Conflict, NotFound, StoreRefused, StoreUnavailable
 from ppworker.pipeline import operations
 from ppworker.pipeline.deps import Deps
@@ -164,6 +165,28 @@ def test_a_lease_that_is_lost_on_the_way_writes_nothing(world, counting, when):
     assert read(world, id_).counts == {"numbers": 50}
 
 
+def test_who_lost_the_lease_to_one_who_still_works_drops_the_chunk_and_says_why(
+    world, counting, caplog
+):
+    counting.begin()
+    held: list[Operation] = []
+
+    def lose(operation: Operation) -> None:
+        held.append(operation)
+        expire(world)
+        with world.deps.db.begin() as tx:
+            assert store.claim(tx, [KIND], worker_id=uuid4(), lease_s=30)
+
+    counting.prepared = lose
+    left = counting.run()
+    assert (left.status, left.lease_token, left.attempts, left.done) == ("processing", 2, 2, 0)
+    released = decide(Attempt(attempts=1, max_attempts=5), Outcome(kind="released"), jitter=0)
+    with world.deps.db.begin() as tx:
+        assert store.move(tx, held[0], released) is None, "fenced even without the lock"
+    assert counting.numbers() == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"], caplog.text
+
+
 def test_a_chunk_holds_the_operation_against_a_claim_even_when_its_lease_runs_out(world, counting):
     counting.begin(10)
     tried: list[Operation | None] = []
@@ -266,6 +289,17 @@ def test_a_bug_in_a_step_is_tried_again_too_and_named(world, counting):
     assert found.error == "ZeroDivisionError: a bug"
 
 
+def test_an_error_of_the_machine_names_no_path_of_it(world, counting):
+    def lost_file(_: Operation) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/srv/secret/blobs/ab/abcd")
+
+    counting.begin()
+    counting.prepared = lost_file
+    failed = counting.run()
+    assert (failed.status, failed.reason) == ("pending", "step_failed")
+    assert failed.error == "FileNotFoundError: No such file or directory"
+
+
 def test_what_no_repetition_mends_ends_it_at_once(world, counting):
     counting.begin()
 
@@ -291,6 +325,17 @@ def test_one_that_kills_whoever_runs_it_ends_as_failed(world, counting, events):
     assert (found.status, found.reason, found.attempts) == ("failed", "lease_expired", 5)
     assert [e.cause for e in events if isinstance(e, OperationMoved)][-1] == "exhausted"
     assert found.done == 10
+
+
+def test_whose_attempts_are_used_up_is_not_claimed_even_before_it_is_ended(world, counting):
+    counting.begin()
+    with world.deps.db.begin() as tx:
+        assert store.claim(tx, [KIND], worker_id=uuid4(), lease_s=30)
+    world.sql("UPDATE operations SET attempts = max_attempts")
+    expire(world)
+    with world.deps.db.begin() as tx:
+        assert store.claim(tx, [KIND], worker_id=uuid4(), lease_s=30) is None
+        assert [ended.reason for ended in store.fail_exhausted(tx, [KIND])] == ["lease_expired"]
 
 
 def test_progress_makes_the_attempts_begin_anew(world, counting):
@@ -342,15 +387,34 @@ class _Undone(Exception):  # noqa: N818
 
 
 class _CutAtCommit(Database):
-    """A database whose link is cut at a COMMIT: before it arrives, or when it has been applied."""
+    """A database whose link is cut at a COMMIT: before it arrives, while it is under way, or when
+    it has been applied."""
 
-    def __init__(self, inner: Database) -> None:
+    def __init__(self, inner: Database, then: Callable[[], None] = lambda: None) -> None:
         self.__dict__ |= inner.__dict__
         self.cut: str | None = None
+        self.then = then
+        """Called once it has been applied, before anybody is told."""
+
+    @contextmanager
+    def _late(self) -> Iterator[Tx]:
+        connection = self.engine.connect()
+        transaction = connection.begin()
+        yield connection
+
+        def arrive() -> None:
+            transaction.commit()
+            connection.close()
+
+        threading.Timer(0.5, arrive).start()
 
     @contextmanager
     def begin(self) -> Iterator[Tx]:
         cut, self.cut = self.cut, None
+        if cut == "under way":
+            with self._late() as tx:
+                yield tx
+            raise CommitUnknown("cut while COMMIT was under way")
         try:
             with super().begin() as tx:
                 yield tx
@@ -359,12 +423,14 @@ class _CutAtCommit(Database):
         except _Undone:
             raise CommitUnknown("cut before COMMIT arrived") from None
         if cut == "applied":
+            self.then()
             raise CommitUnknown("cut after COMMIT was applied")
 
 
-@pytest.mark.parametrize("how", ["applied", "lost"])
+@pytest.mark.parametrize("how", ["applied", "under way", "lost"])
 @pytest.mark.parametrize("at", [20, 40])
-def test_a_commit_whose_answer_was_lost_is_decided_right(world, counting, how, at):
+def test_a_commit_whose_answer_was_lost_is_decided_right(world, counting, monkeypatch, how, at):
+    monkeypatch.setattr(operations, "_CHUNK_S", 30.0)  # the wait makes no chunk smaller
     cutting = _CutAtCommit(world.deps.db)
     id_ = counting.begin()
 
@@ -381,6 +447,49 @@ def test_a_commit_whose_answer_was_lost_is_decided_right(world, counting, how, a
     assert counting.numbers() == list(range(50))
     assert counting.told == [10, 20, 30, 40, 50], "each chunk is told of once"
     assert read(world, id_) == done
+
+
+def test_a_commit_whose_answer_was_lost_is_not_followed_by_more_of_an_operation_lost_since(
+    world, counting
+):
+    def steal() -> None:
+        expire(world)
+        with world.deps.db.begin() as tx:
+            assert store.claim(tx, [KIND], worker_id=uuid4(), lease_s=30)
+
+    def cut(operation: Operation) -> None:
+        if operation.cursor == 20:
+            cutting.cut = "applied"
+
+    cutting = _CutAtCommit(world.deps.db, steal)
+    id_ = counting.begin()
+    counting.prepared = cut
+    left = counting.run(deps=replace(world.deps, db=cutting))
+    assert (left.status, left.lease_token, left.done) == ("processing", 2, 30)
+    assert counting.chunks == [10, 10, 10], "whoever has it now does the rest"
+    expire(world)
+    operations.follow(world.deps, counting.steps, world.user, id_)
+    assert counting.numbers() == list(range(50))
+
+
+def test_each_chunk_renews_the_lease(world, counting):
+    def shorten(_: Operation) -> None:
+        world.sql("UPDATE operations SET lease_expires_at = clock_timestamp() + interval '5 s'")
+
+    counting.begin()
+    counting.prepared = shorten
+    remaining: list[float] = []
+
+    def look(_: Operation) -> None:
+        ((left_s,),) = world.sql(
+            "SELECT extract(epoch FROM lease_expires_at - clock_timestamp()) FROM operations "
+            "WHERE status = 'processing' UNION ALL SELECT 30 LIMIT 1"
+        )
+        remaining.append(float(left_s))
+
+    counting.run(watch=look)
+    assert len(remaining) == 5
+    assert min(remaining) > world.deps.settings.lease_s - 5
 
 
 def test_while_postgresql_is_away_it_waits_and_a_stop_ends_the_wait(world, counting):
@@ -447,6 +556,21 @@ def test_others_do_not_see_it(world, worlds, counting):
         assert [each.id for each in listed] == [second, id_]
         behind = store.list_operations(tx, world.user, limit=10, status="pending", after=second)
         assert [each.id for each in behind] == [id_]
+
+
+def test_a_retry_is_its_owners_and_waits_behind_what_is_due(world, worlds, counting):
+    def forbid(_: Operation) -> None:
+        raise NotFound("it is gone", field="it")
+
+    counting.prepared = forbid
+    failed = counting.run(operation_id=counting.begin())
+    counting.prepared = lambda _: None
+    second = counting.begin()
+    with pytest.raises(NotFound):
+        operations.retry(world.deps, worlds().user, failed.id)
+    assert read(world, failed.id).status == "failed"
+    operations.retry(world.deps, world.user, failed.id)
+    assert [counting.run(until=after_chunks(1)).id for _ in range(2)] == [second, failed.id]
 
 
 def test_chunks_grow_while_they_are_quick_and_shrink_when_they_are_slow(world, counting):

@@ -249,13 +249,14 @@ def test_somebody_elses_item_or_one_without_an_answer_is_not_there(
     assert run(world, mine).counts == {}
 
 
-def test_a_post_processor_that_is_gone_ends_it_with_its_reason(world: World) -> None:
+@pytest.mark.parametrize("gone", ["post_processors", "datasets"])
+def test_a_post_processor_that_is_gone_ends_it_with_its_reason(world: World, gone: str) -> None:
     processor = world.processor()
     world.add("one")
     world.run(processor)
     scope = scope_of(world, processor)
     id_ = reapply.begin(world.deps, processor, scope, world.user)
-    world.sql("UPDATE post_processors SET deleted_at = now()")
+    world.sql(f"UPDATE {gone} SET deleted_at = now()")
     done = operations.run(world.deps, STEPS, operation_id=id_)
     assert done is not None
     assert (done.status, done.reason) == ("failed", "not_found")
@@ -813,12 +814,20 @@ def test_items_that_share_a_cursor_are_never_parted(
         assert seen == sorted(item for group in groups for item in group), limit
 
 
-def test_large_answers_make_small_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "noise",
+    [random.Random(1).randbytes(5000).hex(), "x" * 10_000],
+    ids=["stored as large as it is", "stored in a hundredth of its size"],
+)
+def test_large_answers_make_small_chunks(
+    world: World, monkeypatch: pytest.MonkeyPatch, noise: str
+) -> None:
     processor = world.processor()
     world.add(*(f"t{i}" for i in range(6)))
     world.run(
         processor,
-        {**scored(cat=0.3), "noise": random.Random(1).randbytes(5000).hex()},
+        # Enough keys that the rest of it is not all that there is to its stored size.
+        {**scored(cat=0.3), "noise": noise, "ids": list(range(100, 200))},
     )
     change(world, processor, confidence_threshold=0.5)
     monkeypatch.setattr(kept_answers, "_MOST_BYTES", 25_000)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -582,3 +583,15 @@ def test_closing_the_pool_ends_a_running_batch_at_once_as_unavailable():
     assert [type(answer) for answer in answers] == [RunnerUnavailable]
     assert "stopping" in str(answers[0])
     assert gone(warm.raw["pid"])
+
+
+def test_a_model_whose_worker_died_while_it_started_dies_too() -> None:
+    ours, theirs = socket.socketpair()  # stays open, as it would with a child that inherited it
+    with ours, theirs:
+        host = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ppworker.runners.host", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,  # at its end from the first moment
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+        assert host.wait(20) == -signal.SIGKILL

@@ -272,12 +272,14 @@ def test_a_process_without_a_supervisor_is_bound_to_nobody(monkeypatch):
 
 ORPHAN = """
 import ctypes
-from ppworker.worker.parent import bind_to_parent
+import os
+from ppworker.worker.parent import SUPERVISOR_PID, bind_to_parent
 from ppworker.worker.process import leave
 from ppworker.worker.signals import Signals
 
 with Signals() as signals:
     assert bind_to_parent()
+    assert SUPERVISOR_PID not in os.environ, "its own children would watch the wrong process"
     asked = ctypes.c_int()
     ctypes.CDLL(None).prctl(2, ctypes.byref(asked), 0, 0, 0)
     print(asked.value, signals.wait(8), flush=True)

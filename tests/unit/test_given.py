@@ -104,38 +104,42 @@ def test_places_that_could_not_be_computed_are_told_apart_by_their_words():
 @pytest.mark.parametrize("multi_label", [True, False])
 @pytest.mark.parametrize("source", ["human", "model", "inference", "import"])
 def test_what_anybody_says_already_is_there(source, multi_label):
-    added = given.missing([standing(source=source)], wanted("cat"), multi_label=multi_label)
+    added = given.missing(
+        given.Standing([standing(source=source)]), wanted("cat"), multi_label=multi_label
+    )
     assert (added.insert, added.already_there, added.dropped) == ([], 1, {})
 
 
 @pytest.mark.parametrize("source", ["human", "model", "inference", "import"])
 def test_another_class_stands_beside_it_or_outranks_it(source):
     rows = [standing(DOG, source=source)]
-    assert len(given.missing(rows, wanted("cat"), multi_label=True).insert) == 1
-    alone = given.missing(rows, wanted("cat"), multi_label=False)
+    assert len(given.missing(given.Standing(rows), wanted("cat"), multi_label=True).insert) == 1
+    alone = given.missing(given.Standing(rows), wanted("cat"), multi_label=False)
     assert (alone.insert, alone.dropped) == ([], {Reason.OUTRANKED: 1})
-    places = given.missing(rows, wanted(("cat", None, "0 3")), multi_label=False)
+    places = given.missing(given.Standing(rows), wanted(("cat", None, "0 3")), multi_label=False)
     assert len(places.insert) == 1, "one label per item concerns whole items"
 
 
 def test_what_a_person_deleted_does_not_come_back_by_its_words_or_by_its_origin():
     deleted = standing(source="model", deleted=True)
-    assert given.missing([deleted], wanted("cat"), multi_label=True).dropped == {
+    assert given.missing(given.Standing([deleted]), wanted("cat"), multi_label=True).dropped == {
         Reason.DELETED_BY_PERSON: 1
     }
     (draft, _), = wanted("cat")  # fmt: skip
     relabelled = standing(DOG, source="inference", deleted=True, fingerprint=draft.fingerprint)
-    assert given.missing([relabelled], wanted("cat"), multi_label=True).dropped == {
+    assert given.missing(given.Standing([relabelled]), wanted("cat"), multi_label=True).dropped == {
         Reason.DELETED_BY_PERSON: 1
     }
     again = [deleted, standing()]  # deleted, and then set by hand
-    assert given.missing(again, wanted("cat"), multi_label=True).already_there == 1
+    assert given.missing(given.Standing(again), wanted("cat"), multi_label=True).already_there == 1
 
 
 def test_a_suggestion_that_a_person_changed_is_there_in_its_new_form():
     (draft, _), = wanted("cat")  # fmt: skip
     edited = standing(DOG, source="inference", reviewed=True, fingerprint=draft.fingerprint)
-    assert given.missing([edited], wanted("cat"), multi_label=True).already_there == 1
+    assert (
+        given.missing(given.Standing([edited]), wanted("cat"), multi_label=True).already_there == 1
+    )
 
 
 def test_a_place_is_the_same_whoever_wrote_it():
@@ -143,13 +147,43 @@ def test_a_place_is_the_same_whoever_wrote_it():
         kind="span", source="model", geometry={"start": 0.0, "end": 3}, coordinates="0 3"
     )
     assert (
-        given.missing([by_model], wanted(("cat", 0.9, "0 3")), multi_label=True).already_there == 1
+        given.missing(
+            given.Standing([by_model]), wanted(("cat", 0.9, "0 3")), multi_label=True
+        ).already_there
+        == 1
     )
-    assert len(given.missing([by_model], wanted(("cat", 0.9, "0 2")), multi_label=True).insert) == 1
+    assert (
+        len(
+            given.missing(
+                given.Standing([by_model]), wanted(("cat", 0.9, "0 2")), multi_label=True
+            ).insert
+        )
+        == 1
+    )
     by_hand = standing(kind="class", coordinates=" odd ")
     assert (
-        given.missing([by_hand], wanted(("cat", 0.9, "odd")), multi_label=True).already_there == 1
+        given.missing(
+            given.Standing([by_hand]), wanted(("cat", 0.9, "odd")), multi_label=True
+        ).already_there
+        == 1
     )
+
+
+def test_a_row_is_looked_at_once_however_often_more_is_added(monkeypatch):
+    looked = 0
+
+    def counted(row, place=given._where):
+        nonlocal looked
+        looked += 1
+        return place(row)
+
+    monkeypatch.setattr(given, "_where", counted)
+    stands = given.Standing([standing(kind="span", coordinates=f"{n} {n + 1}") for n in range(100)])
+    for n in range(100):
+        more = wanted(("cat", None, f"place {n}"))
+        assert len(given.missing(stands, more, multi_label=True).insert) == 1
+        assert given.missing(stands, more, multi_label=True).already_there == 1
+    assert looked <= 100 + 100 * 10, "not each of the rows for each of the questions"
 
 
 _SAID = st.tuples(
@@ -167,7 +201,7 @@ def test_every_prediction_is_added_there_already_or_dropped_and_twice_adds_nothi
     made, dropped = drafts(*said, multi_label=multi_label, about=about)
     assert len(made) + dropped.total() == len(said)
     pairs = [(draft, CAT if draft.label.lower() == "cat" else DOG) for draft in made]
-    first = given.missing([], pairs, multi_label=multi_label)
+    first = given.missing(given.Standing([]), pairs, multi_label=multi_label)
     rows = [
         standing(
             label_id, kind=draft.kind, source="inference", fingerprint=draft.fingerprint,
@@ -175,7 +209,7 @@ def test_every_prediction_is_added_there_already_or_dropped_and_twice_adds_nothi
         )
         for draft, label_id in first.insert
     ]  # fmt: skip
-    second = given.missing(rows, pairs, multi_label=multi_label)
+    second = given.missing(given.Standing(rows), pairs, multi_label=multi_label)
     assert (second.insert, second.already_there) == ([], len(pairs))
     names = given.labels_of([Said(*each) for each in said], multi_label=multi_label)
     assert {draft.label for draft in made} <= set(names)

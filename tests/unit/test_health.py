@@ -1,6 +1,7 @@
 """The rules of the health endpoints, on vitals as processes write them."""
 
 import json
+import os
 import threading
 import time
 
@@ -194,6 +195,26 @@ def test_a_group_that_is_about_to_stop_is_live_and_not_ready(group):
     assert group.health.live().is_ok
 
 
+def test_a_worker_without_room_to_write_is_live_and_ready_and_says_so(group, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = group.runtime.path / "vitals-worker-0.json"
+    long_ago = time.monotonic() - 300
+    ages = dict.fromkeys(("noted_at", "started_at", "heartbeat_at", "looked_at"), long_ago)
+    path.write_text(json.dumps(json.loads(path.read_text()) | ages))
+    os.utime(path, (0, 0))
+    assert not group.health.live().is_ok, "its loop is blocked, as far as anybody knows"
+    monkeypatch.setattr("ppworker.monitoring.folder.write", full)
+    Journal(Place("worker-0", group.runtime.path), version="1").note(now=True)
+    assert group.health.live().is_ok
+    ready = group.health.ready()
+    assert (ready.is_ok, ready.degraded) == (True, ["worker-0: cannot write its signs of life"])
+    tomorrow = time.time() + 86_400
+    os.utime(path, (tomorrow, tomorrow))
+    assert not group.health.live().is_ok, "a clock that was set back makes nobody live"
+
+
 def test_an_api_without_workers_is_ready_when_the_database_answers():
     alone = Group([])
     alone.write("api")
@@ -309,7 +330,21 @@ def test_a_bounded_question_gives_up_and_the_next_asker_gets_the_late_answer():
     assert time.monotonic() - began < 1
     may_answer.set()
     assert Bounded(lambda: 7, limit_s=1)() == 7
-    assert ask() == "late"
+    until = time.monotonic() + 5
+    while (answer := ask()) is None:  # its thread has not come to it yet
+        assert time.monotonic() < until
+    assert answer == "late"
+
+
+def test_who_asks_after_the_limit_of_a_silent_question_waits_for_nothing():
+    may_answer = threading.Event()
+    ask = Bounded(lambda: may_answer.wait(10), limit_s=0.5)
+    began = time.monotonic()
+    assert [ask() for _ in range(20)] == [None] * 20
+    assert time.monotonic() - began < 1.5
+    may_answer.set()
+    while ask() is None:
+        assert time.monotonic() - began < 5
 
 
 def test_an_answer_is_kept_and_a_failure_is_asked_about_again_sooner(monkeypatch):

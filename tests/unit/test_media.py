@@ -224,17 +224,20 @@ def test_a_small_file_of_endless_pages_ends_in_time(look):
     ],
     ids=["png", "tiff", "pdf", "large png"],
 )
-def test_only_plain_images_are_measured_in_the_uploaders_process(tmp_path, data, is_apart):
+def test_only_plain_images_are_measured_in_the_uploaders_process(
+    tmp_path, monkeypatch, data, is_apart
+):
     path = tmp_path / "upload"
     path.write_bytes(data)
     asked = []
 
-    class Inspection:
-        def look(self, given):
-            asked.append(given.media_type)
-            return RunnerCrashed("it was killed")
+    def look(given):
+        asked.append(given.media_type)
+        return RunnerCrashed("it was killed")
 
-    found = inspect(path, "x", Inspection())
+    with Inspection(max_text_bytes=1000) as inspection:
+        monkeypatch.setattr(inspection, "look", look)
+        found = inspect(path, "x", inspection)
     assert bool(asked) is is_apart
     assert found.note == ("it was killed" if is_apart else "")
 

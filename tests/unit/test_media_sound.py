@@ -130,6 +130,16 @@ def test_a_reader_that_dies_or_hangs_costs_an_answer(monkeypatch, reader, why):
         assert why in str(answer)
 
 
+def test_an_upload_of_files_that_all_take_too_long_ends_soon(monkeypatch):
+    monkeypatch.setattr(inspector, "_TIMEOUT_S", 0.1)
+    child = ChildRunner("scripted_runners:HangRunner", {})
+    with Inspection(max_text_bytes=1000) as inspection:
+        monkeypatch.setattr(inspection, "_child", child)
+        answers = [inspection.look(RunnerInput(key="", text="HANG")) for _ in range(5)]
+    assert ["did not answer" in str(each) for each in answers] == [True] * 3 + [False] * 2
+    assert "not looked into" in str(answers[-1])
+
+
 def test_many_uploads_at_a_time_start_few_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(inspector, "_processes", threading.BoundedSemaphore(1))
     path = make(tmp_path, "wav")
@@ -203,6 +213,24 @@ def alias(path):
     name = str(path).encode() + bytes(len(str(path)) % 2)
     place = struct.pack(">HH", 2, len(name)) + name + struct.pack(">HH", 0xFFFF, 0)
     return box(b"alis", bytes(4) + bytes(50) + b"\1x" + bytes(62) + bytes(36) + place)
+
+
+def test_each_of_the_guards_is_handed_to_the_reader(tmp_path, monkeypatch):
+    """One would do for every trick known; three are for those that are not."""
+    asked = {}
+
+    def spied(_file, _mode, **options):
+        asked.update(options)
+        raise ValueError("seen enough")
+
+    path = make(tmp_path, "wav")
+    monkeypatch.setattr(av, "open", spied)
+    with pytest.raises(UnreadableInput):
+        sound.measure(path)
+    assert asked["options"]["protocol_whitelist"] == "none"
+    assert not {"hls", "dash", "concat", "sdp"} & {*asked["options"]["format_whitelist"].split(",")}
+    assert "pcm_s16le" in asked["options"]["codec_whitelist"]
+    assert asked["io_open"] is sound._no_other_file
 
 
 def test_a_demuxer_that_would_open_a_file_is_refused():

@@ -153,6 +153,25 @@ def test_secrets_are_taken_out_wherever_they_stand(value, is_less):
     assert less is is_less
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        '"api_key": "ppw_' + "s" * 43 + '"',
+        '"Password" :"ssss"',
+        '"my-token": "a\\"ssss"',
+        '"secret": "ssss',
+    ],
+)
+@pytest.mark.parametrize("levels", [0, 5000])
+def test_secrets_are_taken_out_of_what_is_no_json_or_nests_too_deep(said, levels):
+    raw = ("[" * levels + "{" + said).encode()
+    assert b"ssss" in raw
+    message = deep(levels) if levels else raw.decode()  # the one a reader could read
+    text, _ = letters.shown(message, raw)
+    assert letters.REDACTED in text
+    assert "ssss" not in text
+
+
 def deep(levels):
     value: list[object] = []
     for _ in range(levels):

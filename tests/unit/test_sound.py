@@ -64,6 +64,16 @@ def test_a_recording_cut_short_is_refused_before_work_not_passed_off_as_whole(
         read(path)
 
 
+def test_a_recording_cut_short_is_refused_in_the_end_where_its_packets_are_not_counted_in_time(
+    tmp_path, monkeypatch
+):
+    path = make(tmp_path, "flac")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    monkeypatch.setattr(sound, "_counted_s", lambda *_: None)
+    with pytest.raises(UnreadableInput, match="cut short"):
+        read(path)
+
+
 @pytest.mark.parametrize("said", [0, 0x7FFF_FFDB, 0xFFFF_FFFF])
 def test_a_wav_written_to_a_pipe_is_whole_although_it_does_not_know_its_size(tmp_path, said):
     path = tmp_path / "x.wav"

@@ -1,6 +1,7 @@
 """The text of Word documents, and what hostile ones can do: nothing."""
 
 import io
+import time
 import tracemalloc
 import zipfile
 
@@ -149,6 +150,23 @@ def test_a_bomb_costs_neither_memory_nor_much_time(read, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+    assert caught.value.code == "too_large"
+
+
+def test_a_list_of_parts_without_end_is_given_up(read):
+    relations = f"<Relationships>{'<Relationship/>' * 100_000}</Relationships>"
+    with pytest.raises(UnreadableInput, match="unpacks to more than") as caught:
+        read(package(paragraph("x"), relations=relations, compress=True))
+    assert caught.value.code == "too_large"
+
+
+@pytest.mark.parametrize("begin", ["<!--", '<w:p a="', "<"])
+def test_a_tag_without_end_is_given_up_soon(read, begin):
+    bomb = package(begin + "x" * (40 << 20), compress=True)
+    began = time.monotonic()
+    with pytest.raises(UnreadableInput, match="tag of more than") as caught:
+        read(bomb)
+    assert time.monotonic() - began < 2.5
     assert caught.value.code == "too_large"
 
 

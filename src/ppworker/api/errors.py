@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from ppworker.domain.text import clean_text
 from ppworker.errors import (
     CommitUnknown,
     Conflict,
@@ -77,8 +78,10 @@ def status_of(error: PpworkerError) -> int:
 
 
 def _answer(status: int, message: str, *, field: str = "", **headers: str) -> JSONResponse:
+    # What a request said is quoted, and half a character of it could not be sent.
+    problem = Problem(message=clean_text(message)[0], field=clean_text(field)[0])
     return JSONResponse(
-        Problem(message=message, field=field).model_dump(),
+        problem.model_dump(),
         status_code=status,
         headers={**_HEADERS.get(status, {}), **headers},
     )

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BeforeValidator
+from fastapi.exceptions import RequestValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from ppworker.api import operations as operation_routes
 from ppworker.api.auth import Caller, KeyedRoute, Room
@@ -30,6 +31,8 @@ router = APIRouter(
 class InferenceItemAnswer(Base):
     """One prediction of an inference."""
 
+    created_at: str | None = None  # type: ignore[assignment]  # whatever the client calls it
+    updated_at: str | None = None  # type: ignore[assignment]
     prediction: Text = ""
     confidence: Share = 0.0
     inference_id: Text = ""
@@ -135,6 +138,7 @@ def add_inferences(
     sent = body.inferences or []
     if not sent:
         return InferencesAnswer(keep_annotations=keep, inferences=[])
+    echo = _echo(sent)  # before anything is written: what cannot be given back is refused
     accepted = inferences.add(deps, split, sent, keep_annotations=keep)
     waiting: Waiting = request.app.state.waiting
     operation = waiting.follow(deps, caller.user_id, accepted.operation_id)
@@ -146,10 +150,10 @@ def add_inferences(
     if not operation.is_over:
         response.status_code = 202
         return _later(operation)
-    return InferencesAnswer(
-        keep_annotations=keep,
-        inferences=_echo(sent, inferences.find_items(deps, split, sent)),
-    )
+    for answer, item_id in zip(echo, inferences.find_items(deps, split, sent), strict=True):
+        if item_id is not None:
+            answer.dataset_item_id = str(item_id)
+    return InferencesAnswer(keep_annotations=keep, inferences=echo)
 
 
 def _later(operation: Operation) -> Response:
@@ -162,12 +166,18 @@ def _later(operation: Operation) -> Response:
     )
 
 
-def _echo(sent: Sequence[dict[str, Any]], items: Sequence[UUID | None]) -> list[InferenceAnswer]:
-    """What was sent, its nulls as zero values: clients cannot bear to read those they sent."""
+def _echo(sent: Sequence[dict[str, Any]]) -> list[InferenceAnswer]:
+    """What was sent, its nulls as zero values: clients cannot bear to read those they sent.
+
+    Raises:
+        RequestValidationError: a field is of another type than the contract says.
+    """
     answers = []
-    for raw, item_id in zip(sent, items, strict=True):
-        answer = InferenceAnswer.model_validate(raw)
-        if item_id is not None:
-            answer.dataset_item_id = str(item_id)
-        answers.append(answer)
+    for position, raw in enumerate(sent):
+        try:
+            answers.append(InferenceAnswer.model_validate(raw))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ("body", "inferences", position, *first["loc"])
+            raise RequestValidationError([{**first, "loc": where}]) from None
     return answers

@@ -235,24 +235,50 @@ class Added:
     dropped: Counter[Reason] = field(default_factory=Counter)
 
 
+class Standing:
+    """What stands on an item; grows as drafts are added, so that each row is looked at once.
+
+    Args:
+        existing: every annotation of the item in the version, tombstones included.
+    """
+
+    def __init__(self, existing: Sequence[Existing]) -> None:
+        self.is_empty = not existing
+        self._live, self._gone = _Seen(), _Seen()
+        for row in existing:
+            (self._gone if row.deleted else self._live).note(row.label_id, row)
+        self._unread: list[tuple[Draft, UUID]] = []
+
+    def add(self, added: Sequence[tuple[Draft, UUID]]) -> None:
+        """Note drafts that stand from now on; they are looked at only if somebody asks again."""
+        self.is_empty = self.is_empty and not added
+        self._unread += added
+
+    def read(self) -> "tuple[_Seen, _Seen]":
+        """What stands, and what a person deleted."""
+        for draft, label_id in self._unread:
+            self._live.note(label_id, draft)
+        self._unread.clear()
+        return self._live, self._gone
+
+
 def missing(
-    existing: Sequence[Existing], wanted: Sequence[tuple[Draft, UUID]], *, multi_label: bool
+    standing: Standing, wanted: Sequence[tuple[Draft, UUID]], *, multi_label: bool
 ) -> Added:
     """The drafts that nobody's annotation says already; none of those is changed or deleted.
 
     Args:
-        existing: every annotation of the item in the version, tombstones included.
+        standing: what stands on the item; what is missing stands from then on.
         wanted: drafts with the ids of their labels, without duplicates.
         multi_label: False where at most one ``class`` annotation stands per item: whoever's
             stands wins over an inference, since an inference deletes nothing.
     """
     added = Added()
-    if not existing:
+    if standing.is_empty:
         added.insert += wanted
+        standing.add(wanted)
         return added
-    live, gone = _Seen(), _Seen()
-    for row in existing:
-        (gone if row.deleted else live).note(row.label_id, row)
+    live, gone = standing.read()
     for draft, label_id in wanted:
         if live.knows(label_id, draft):
             added.already_there += 1

@@ -81,15 +81,19 @@ class Health:
             reasons.append("draining")
         if not self.database():
             reasons.append("the database does not answer")
+        unwritten: list[str] = []
         idle = dict.fromkeys(self._slots(), "does not run")
         for each in self.living():
             idle.pop(each.slot, None)
             if why := self._not_working(each):
                 idle[each.slot] = why
+            elif self._is_unwritten(each):
+                unwritten.append(f"{each.slot}: cannot write its signs of life")
         told = [f"{slot}: {why}" for slot, why in idle.items()]
         if idle and len(idle) == len(self._slots()):
             reasons += ["no worker looks for jobs", *told]
             told = []
+        told += unwritten
         if self.redis() is False:
             told.append("redis")
         return Verdict(not reasons, reasons, told)
@@ -106,6 +110,8 @@ class Health:
 
     def _blocked(self, found: Vitals) -> list[str]:
         now, told = self.clock(), []
+        if self._is_unwritten(found):
+            return []
         if now - found.noted_at > LOOP_S:
             told.append(f"its main loop is blocked for {now - found.noted_at:.0f} s")
         # Not renewed but turned: while the database is away the heartbeat turns all the same.
@@ -114,11 +120,16 @@ class Health:
             told.append(f"its heartbeat is blocked for {now - beat_at:.0f} s")
         return told
 
+    def _is_unwritten(self, found: Vitals) -> bool:
+        return found.is_unwritten and self.clock() - found.touched_at <= LOOP_S
+
     def _not_working(self, found: Vitals) -> str:
         if found.is_draining:
             return "draining"
         if found.started_at is None:
             return "starting"
+        if self._is_unwritten(found):
+            return ""  # who gets on and works, but has no room to tell of it
         looked_at = found.looked_at or found.started_at
         unlooked_s = self.clock() - looked_at
         if unlooked_s > LOOKS * max(self.poll_s, _LONGEST_TURN_S) + vitals.WRITE_S:

@@ -17,7 +17,7 @@ class Bounded(Generic[T]):
     """Asks in a thread of its own, one question at a time, and remembers the answer a while.
 
     However many ask at once, one question is under way; one that never returns costs a thread,
-    and every later asker the limit at most.
+    and whoever asks after its limit nothing: else many askers would queue for the same silence.
     """
 
     def __init__(self, ask: Callable[[], T], *, limit_s: float, keep_s: float = 0.0) -> None:
@@ -28,6 +28,7 @@ class Bounded(Generic[T]):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bounded")
         self._lock = threading.Lock()
         self._asked: Future[T] | None = None
+        self._until = 0.0
         self._kept: tuple[float, T | None] | None = None
 
     def __call__(self) -> T | None:
@@ -39,9 +40,11 @@ class Bounded(Generic[T]):
             asked = self._asked
             if asked is None:
                 asked = self._asked = self._pool.submit(self._ask)
+                self._until = time.monotonic() + self._limit_s
+            left_s = max(0.0, self._until - time.monotonic())
         answer: T | None
         try:
-            answer = asked.result(self._limit_s)
+            answer = asked.result(left_s)
         except TooLateError:
             if not asked.done():  # still under way: who comes next waits for the same question
                 return None

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 WRITE_S = 1.0
 """Seconds between two notes of a process."""
+UNWRITTEN_S = 3 * WRITE_S
+"""Seconds by which a file may be younger than the note in it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +51,13 @@ class Vitals:
     connections: int = 0
     """Database connections in use."""
     is_draining: bool = False
+    touched_at: float = 0.0
+    """When it said last that it gets on, written or not: on a full disk it touches its file."""
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether it gets on and cannot write it down; what is written is old then."""
+        return self.touched_at - self.noted_at > UNWRITTEN_S
 
 
 class Journal:
@@ -113,16 +123,24 @@ class Journal:
             if not self._has_failed:
                 log.warning("signs of life cannot be written: %s", error)
             self._has_failed = True
+            with suppress(OSError):
+                os.utime(self._path)
         else:
             self._has_failed = False
 
 
 def read(place_folder: Path, slot: str) -> Vitals | None:
     """What a process last wrote; None when it does not live, or has not written yet."""
-    found = folder.read(_path(place_folder, slot))
+    path = _path(place_folder, slot)
+    found = folder.read(path)
     try:
-        return Vitals(**found) if found else None
-    except TypeError:
+        if not found:
+            return None
+        age_s = time.time() - path.stat().st_mtime
+        # In the future: the clock was set back, and tells nothing.
+        touched_at = time.monotonic() - age_s if age_s > -WRITE_S else 0.0
+        return Vitals(**found | {"touched_at": touched_at})
+    except (TypeError, OSError):
         return None
 
 

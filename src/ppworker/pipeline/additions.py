@@ -37,6 +37,8 @@ class Touched:
     """Of the version; grows as the item joins."""
     existing: list[Existing] = field(default_factory=list)
     """Its annotations in the version, tombstones included; grows as some are added."""
+    standing: rule.Standing | None = None
+    """The same, as predictions are compared with it; read once, when first needed."""
     is_new: bool = False
     before: tuple[Counter[UUID | None], list[UUID]] | None = None
     """Label counts and splits as they were, set at the first change of an item that was there."""
@@ -108,7 +110,8 @@ class Additions:
         multi_label = self._split.multi_label
         drafts, dropped = rule.drafts(given.predictions, touched.about, multi_label=multi_label)
         wanted = self._with_ids(drafts, self._labels)
-        added = rule.missing(touched.existing, wanted, multi_label=multi_label)
+        touched.standing = touched.standing or rule.Standing(touched.existing)
+        added = rule.missing(touched.standing, wanted, multi_label=multi_label)
         self.counts["already_there"] += added.already_there
         for reason, count in (dropped + added.dropped).items():
             self.counts[f"dropped_{reason}"] += count

@@ -44,8 +44,8 @@ UNKNOWN_ITEM, DELETED_ITEM, OTHER_ITEM = "unknown_item", "deleted_item", "other_
 UNKNOWN_BLOB, TEXT_TOO_LONG = "unknown_blob", "text_too_long"
 """Why an inference is left out; counted as ``skipped_`` and the word."""
 
-FileItems = Mapping[str, items.NewItem | str]
-"""By an inference's id: the item that its file becomes, or why it becomes none."""
+FileItems = Mapping[tuple[str, str], items.NewItem | str]
+"""By an inference's id and its file's hash: the item that it becomes, or why it becomes none."""
 
 
 def step(deps: Deps, operation: Operation) -> Write:
@@ -114,25 +114,19 @@ def _within_memory(deps: Deps, split: Split, chunk: Lines) -> Lines:
 
 def _with_files(deps: Deps, split: Split, chunk: Lines) -> tuple[Lines, FileItems]:
     """The items that named files become, of as many lines as there is time for."""
-    named = {
-        line.given.external_id: line.given
-        for line in chunk.lines
-        if line.given.blob and not line.given.item
-    }
+    named = [line.given for line in chunk.lines if line.given.blob and not line.given.item]
     if not named:
         return chunk, {}
     with deps.db.look() as tx:
-        owned = inferences.find_owned_blobs(
-            tx, split.user_id, {each.blob for each in named.values()}
-        )
-        for id_ in inferences.find_known(tx, split.dataset_id, named):
-            del named[id_]
-    found: dict[str, items.NewItem | str] = {}
+        owned = inferences.find_owned_blobs(tx, split.user_id, {each.blob for each in named})
+        known = inferences.find_known(tx, split.dataset_id, {each.external_id for each in named})
+    found: dict[tuple[str, str], items.NewItem | str] = {}
     until = time.monotonic() + min(_FILES_S, deps.settings.lease_s / 6)
     for position, line in enumerate(chunk.lines, start=1):
-        given = named.get(line.given.external_id)
-        if given is not None and given.external_id not in found:
-            found[given.external_id] = _file_item(deps, split, given, owned)
+        given = line.given
+        key = given.external_id, given.blob
+        if given.blob and not given.item and given.external_id not in known and key not in found:
+            found[key] = _file_item(deps, split, given, owned)
         if time.monotonic() > until:
             return chunk.cut(position), found
     return chunk, found
@@ -170,7 +164,7 @@ def _ensure_labels(deps: Deps, split: Split, lines: Sequence[Line]) -> dict[str,
 
     def create(tx: Tx) -> tuple[dict[str, UUID], list[str]]:
         return labels.ensure_labels(
-            tx, split.version_id, split.user_id, new, post_processor_id=None, cap=room
+            tx, split.version_id, split.user_id, new, post_processor_id=None, cap=MOST_LABELS
         )
 
     ids, created = deps.db.transact(create)
@@ -288,7 +282,7 @@ def _linked(found: _Found, given: Given, known: Known | None) -> Touched | str |
 
 
 def _created(additions: Additions, split: Split, given: Given, files: FileItems) -> Touched | str:
-    item = files.get(given.external_id) if given.blob else _plain_item(split, given)
+    item = files.get((given.external_id, given.blob)) if given.blob else _plain_item(split, given)
     if item is None:
         # Its file was not looked at: it was known then, and is no more.
         return UNKNOWN_BLOB

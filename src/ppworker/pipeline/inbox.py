@@ -20,6 +20,8 @@ from ppworker.pipeline.deps import Deps
 from ppworker.store import accounts, datasets, idempotency
 from ppworker.store.db import Tx
 
+_MOST_TEXT_BYTES = 64 * 1024 * 1024
+"""Most bytes of all texts of one upload: a short message may name one long file very often."""
 _PRIORITIES = {"interactive": 0, "bulk": 1}
 
 
@@ -99,7 +101,13 @@ def take_upload(
             for number, each in enumerate(sent)
         ]
     taken = ingest.take_upload(
-        deps, into, uploads, key=ask.key, digest=ask.digest, priority=_PRIORITIES[priority]
+        deps,
+        into,
+        uploads,
+        key=ask.key,
+        digest=ask.digest,
+        priority=_PRIORITIES[priority],
+        most_text_bytes=max(_MOST_TEXT_BYTES, deps.settings.max_text_bytes),
     )
     return Outcome.REPEATED if taken.repeated else Outcome.DONE
 

@@ -74,6 +74,7 @@ def take_upload(
     key: str | None = None,
     digest: str | None = None,
     priority: int = 0,
+    most_text_bytes: int | None = None,
 ) -> Taken:
     """Store uploads as items of a split and plan a job for each post-processor that matches.
 
@@ -82,6 +83,7 @@ def take_upload(
         key: idempotency key; the same key with the same uploads returns the first items.
         digest: hash by which the same uploads are recognised; by default one of their contents.
         priority: 0 for interactive uploads, 1 for bulk.
+        most_text_bytes: of all texts together, where somebody else names the files.
 
     Raises:
         Invalid: an upload breaks a limit; names it. Nothing is written.
@@ -89,11 +91,24 @@ def take_upload(
     """
     with ExitStack() as temporary:
         inspection = temporary.enter_context(_inspection(deps))
-        received = [_received(deps, temporary, inspection, split, each) for each in uploads]
+        received: list[_Received] = []
+        new: dict[str, Path] = {}
+        text_bytes = 0
+        for upload in uploads:
+            with ExitStack() as copy:
+                each = _received(deps, copy, inspection, split, upload)
+                text_bytes += len((each.item.text or "").encode())
+                if most_text_bytes is not None and text_bytes > most_text_bytes:
+                    raise _too_much_text(most_text_bytes)
+                sha256 = each.item.content_sha256
+                # One copy of each content: an upload may name a large file very often.
+                if each.path and sha256 and sha256 not in new and not deps.blobs.has(sha256):
+                    new[sha256] = each.path
+                    temporary.enter_context(copy.pop_all())
+            received.append(each)
         digest = digest or _digest(split, received)
-        for each in received:
-            if each.path and each.item.content_sha256:
-                deps.blobs.keep(each.path, each.item.content_sha256)
+        for sha256, path in new.items():
+            deps.blobs.keep(path, sha256)
 
         def write(tx: Tx) -> tuple[Taken, list[jobs.NewJob], list[PostProcessor]]:
             if key is not None and (first := _first_time(tx, split, key, digest, received)):
@@ -229,6 +244,13 @@ def _first_time(
     return Taken(item_ids=list(known.ids), jobs=0, repeated=True)
 
 
+def _too_much_text(most_bytes: int) -> Invalid:
+    return Invalid(
+        f"their texts have more than {most_bytes} bytes together; send several uploads",
+        field="items",
+    )
+
+
 def _received(
     deps: Deps, temporary: ExitStack, inspection: Inspection, split: Split, upload: Upload
 ) -> _Received:
@@ -259,9 +281,11 @@ def _receive(
         )
         return _Received(item, None)
     with opened as source:
-        path = temporary.enter_context(
-            deps.blobs.receive(source, limit=deps.settings.max_file_bytes)
-        )
+        if upload.path is not None and deps.blobs.holds(upload.path):
+            path = upload.path
+        else:
+            copy = deps.blobs.receive(source, limit=deps.settings.max_file_bytes)
+            path = temporary.enter_context(copy)
     item = file_item(
         deps, split, path, name=upload.name, text=text, metadata=upload.metadata,
         inspection=inspection,

@@ -19,7 +19,7 @@ from ppworker.store.db import Tx
 from ppworker.store.results import Scope
 
 _MOST_BYTES = 16 * 1024 * 1024
-"""Of stored answers and texts in one chunk; in memory they are several times as large."""
+"""Of answers and texts in one chunk; in memory they are several times as large."""
 _MARKS_TEXT = frozenset({"ner", "llm"})
 """Tasks whose answers may mark places in the text that the model read."""
 _LOW_BITS = 64

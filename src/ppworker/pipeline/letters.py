@@ -22,8 +22,11 @@ _LONG_TEXT = 500
 _LONG_LIST = 50
 _MAX_WORD = 200
 _MAX_ERROR = 2000
-_SECRET_NAME = re.compile(r"(?i)api[-_ ]?key|authori[sz]ation|passw|secret|token")
+_NAMES = r"(?i:api[-_ ]?key|authori[sz]ation|passw|secret|token)"
+_SECRET_NAME = re.compile(_NAMES)
 _SECRET = re.compile(r"ppw_[\w-]{20,}")
+_NAMED_SECRET = re.compile(rf'("[^"]{{0,40}}(?:{_NAMES})[^"]{{0,40}}"\s*:\s*")(?:[^"\\]|\\.)+')
+"""As it stands in what ought to be JSON."""
 
 
 def keep(
@@ -74,6 +77,8 @@ def shown(message: Any, raw: bytes = b"") -> tuple[str, bool]:
 
     A redacted ``api_key`` at the top does not count as less: a replay acts for the letter's user.
     """
+    if isinstance(message, str):  # not even JSON
+        message = _without_secrets(message)
     try:
         whole = _Copy()
         text = json.dumps(whole.of(message))
@@ -83,8 +88,12 @@ def shown(message: Any, raw: bytes = b"") -> tuple[str, bool]:
         if len(text) <= MAX_BODY:
             return text, True
     except (RecursionError, ValueError):  # nested too deep, or an integer too long to write
-        text = _SECRET.sub(REDACTED, raw[:MAX_BODY].decode(errors="backslashreplace"))
+        text = _without_secrets(raw[:MAX_BODY].decode(errors="backslashreplace"))
     return json.dumps(_beginning(text, MAX_BODY // 8)), True  # a text in JSON may grow sixfold
+
+
+def _without_secrets(text: str) -> str:
+    return _SECRET.sub(REDACTED, _NAMED_SECRET.sub(rf"\1{REDACTED}", text))
 
 
 class _Copy:

@@ -299,7 +299,9 @@ def _outcome(operation: Operation, error: Exception) -> Outcome:
     if isinstance(error, StoreRefused):
         return Outcome(kind="error", code="refused_data", message=str(error), retryable=True)
     log.error("operation %s: a chunk failed", operation.id, exc_info=error)
-    message = f"{type(error).__name__}: {error}"[:500]
+    # Its user reads it, whom no path of this machine concerns.
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    message = f"{type(error).__name__}: {said}"[:500]
     return Outcome(kind="error", code="step_failed", message=message, retryable=True)
 
 

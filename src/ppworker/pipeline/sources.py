@@ -23,6 +23,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking, or a named pipe in the inbox would hold the worker for ever.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
+"""Errors that say nothing of the file: it may well be opened later."""
+
 
 def keep_file(deps: Deps, user_id: UUID, path: Path) -> str:
     """Store a file as a blob of the user; returns its SHA-256, by which messages name it.
@@ -79,6 +82,7 @@ def inbox_file(root: Path | None, name: str, *, field: str) -> Iterator[BinaryIO
     Raises:
         Invalid: there is no inbox; the path leads out of it or over a symbolic link; it is no
             regular file, or cannot be read.
+        OSError: this process or its machine cannot open any.
     """
     if root is None:
         raise Invalid(
@@ -89,6 +93,8 @@ def inbox_file(root: Path | None, name: str, *, field: str) -> Iterator[BinaryIO
     try:
         handle = _walk(root.resolve(), parts)
     except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno in _OURS:
+            raise
         raise Invalid(f"'{name}' in the inbox {_reason(error)}", field=field) from None
     with os.fdopen(handle, "rb") as source:
         yield source

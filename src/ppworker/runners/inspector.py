@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from ppworker.errors import RunnerError, UnreadableInput
+from ppworker.errors import RunnerError, RunnerTimeout, UnreadableInput
 from ppworker.runners import options, pictures, sound, wire, word
 from ppworker.runners.base import RawAnswer, RunnerInput, RunnerSpec
 from ppworker.runners.child import ChildRunner
@@ -22,6 +22,8 @@ MAX_PROCESSES = 4
 """Most inspectors that this process has at a time; who wants another one waits."""
 
 _TIMEOUT_S = 30.0
+_MOST_TIMEOUTS = 3
+"""Files of one inspection that may take too long; somebody waits for it, and others for them."""
 _MAX_TEXT = 1 << 40
 
 
@@ -82,6 +84,7 @@ class Inspection:
 
     def __init__(self, *, max_text_bytes: int) -> None:
         self._counts = False
+        self._timeouts = 0
         # The answer holds the text, and JSON may escape all of it.
         self._child = ChildRunner(
             f"{Inspector.__module__}:{Inspector.__qualname__}",
@@ -102,12 +105,15 @@ class Inspection:
 
     def look(self, given: RunnerInput) -> Answer:
         """What is known of the file, or why nothing is; raises nothing that a file can cause."""
+        if self._timeouts >= _MOST_TIMEOUTS:
+            return RunnerTimeout(f"not looked into: {_MOST_TIMEOUTS} files before it took too long")
         if not self._counts:
             _processes.acquire()
             self._counts = True
         try:
             return self._child.predict([given], _TIMEOUT_S)[0]
         except RunnerError as error:
+            self._timeouts += isinstance(error, RunnerTimeout)
             return error
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ MAX_XML_BYTES = 128 * 1024 * 1024
 """Most bytes that the main part may unpack to."""
 
 _CHUNK = 64 * 1024
+_MAX_TAG_BYTES = 4 << 20
+"""Most bytes of one tag or comment; the parser begins each anew with every chunk it gets."""
 _RELATIONS = "_rels/.rels"
 _MAX_RELATIONS_BYTES = 1 << 20
 _MAIN_PART = "word/document.xml"
@@ -80,8 +82,12 @@ def _read(part: IO[bytes], max_bytes: int) -> str:
     parser.StartElementHandler = text.begin
     parser.EndElementHandler = text.end
     parser.CharacterDataHandler = text.data
+    given = 0
     for chunk in _chunks(part, MAX_XML_BYTES):
         parser.Parse(chunk)
+        given += len(chunk)
+        if given - parser.CurrentByteIndex > _MAX_TAG_BYTES:
+            raise _too_large(f"the document has a tag of more than {_MAX_TAG_BYTES} bytes")
     parser.Parse(b"", True)  # noqa: FBT003  its argument has no name
     return text.whole()
 

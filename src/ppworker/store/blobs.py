@@ -34,6 +34,14 @@ class BlobStore:
         """Where the bytes of that content lie, whether or not they are there."""
         return self.root / sha256[:2] / sha256
 
+    def has(self, sha256: str) -> bool:
+        """Whether the bytes of that content are there."""
+        return self.path(sha256).is_file()
+
+    def holds(self, path: Path) -> bool:
+        """Whether that is the file of a content."""
+        return path == self.path(path.name)
+
     @contextmanager
     def incoming(self) -> Iterator[tuple[Path, BinaryIO]]:
         """A temporary file inside the store, open to be written; sync it before ``keep``.

@@ -11,6 +11,8 @@ from ppworker.store.db import Tx
 
 _MOST_RESULT_BYTES = 8 * 1024 * 1024
 """Raw answers of one page as they are stored, compressed; behind them a page has none."""
+_MOST_TEXT_BYTES = 32 * 1024 * 1024
+"""The same as text: what repeats itself is stored in a hundredth of its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +34,26 @@ _CONDITIONS = {
     "job_id": "j.id",
 }
 
+# How long an answer is as text is found out only for those that are not too long as stored.
 _PAGE = """
 SELECT j.id, j.post_processor_id, j.item_id, j.dataset_id, j.version_id, j.user_id, j.status,
   j.attempts, j.max_attempts, j.error, j.reason, j.dropped, j.run_at, j.created_at,
   j.started_at, j.completed_at, greatest(j.created_at, j.started_at, j.completed_at) AS updated_at,
   j.post_processor_name, i.name AS item_name,
-  CASE WHEN sum(pg_column_size(r.raw)) OVER (ORDER BY j.id) <= :most_bytes
-    THEN CAST(r.raw AS text) END AS result
+  CASE WHEN j.text_bytes IS NOT NULL
+      AND sum(j.text_bytes) OVER (ORDER BY j.id) <= :most_text_bytes
+    THEN CAST(j.raw AS text) END AS result
 FROM (
-  SELECT j.*, p.dataset_id, p.name AS post_processor_name
-  FROM post_processor_jobs j JOIN post_processors p ON p.id = j.post_processor_id
-  WHERE p.dataset_id = :dataset {filters} ORDER BY j.id OFFSET :offset LIMIT :limit) j
+  SELECT j.*, r.raw, CASE WHEN sum(pg_column_size(r.raw)) OVER (ORDER BY j.id) <= :most_bytes
+    THEN octet_length(CAST(r.raw AS text)) END AS text_bytes
+  FROM (
+    SELECT j.*, p.dataset_id, p.name AS post_processor_name
+    FROM post_processor_jobs j JOIN post_processors p ON p.id = j.post_processor_id
+    WHERE p.dataset_id = :dataset {filters} ORDER BY j.id OFFSET :offset LIMIT :limit) j
+  LEFT JOIN job_results r ON r.item_id = j.item_id AND r.version_id = j.version_id
+    AND r.post_processor_id = j.post_processor_id AND r.job_id = j.id AND j.status = 'completed'
+  ) j
 JOIN dataset_items i ON i.id = j.item_id
-LEFT JOIN job_results r ON r.item_id = j.item_id AND r.version_id = j.version_id
-  AND r.post_processor_id = j.post_processor_id AND r.job_id = j.id AND j.status = 'completed'
 ORDER BY j.id
 """
 
@@ -70,6 +78,7 @@ def list_jobs(
             "offset": offset,
             "limit": limit,
             "most_bytes": _MOST_RESULT_BYTES,
+            "most_text_bytes": _MOST_TEXT_BYTES,
             **given,
         },
     ).all()

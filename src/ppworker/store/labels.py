@@ -113,8 +113,8 @@ def ensure_labels(
     Returns the ids by name, and the names that were created.
 
     The version row is locked, so index, cap and case-folded uniqueness are decided here. Names
-    beyond ``cap`` (labels that this post-processor created in the version) are left out of the
-    answer.
+    beyond ``cap`` (labels that this post-processor created in the version; without one, labels of
+    the version) are left out of the answer.
     """
     tx.execute(
         sa.text("SELECT 1 FROM dataset_versions WHERE id = :id FOR NO KEY UPDATE"),
@@ -131,7 +131,7 @@ def ensure_labels(
     ).all()
     known: dict[str, UUID] = {row.normalised_name: row.id for row in rows}
     next_index = max((row.position for row in rows), default=-1) + 1
-    own = sum(1 for row in rows if post_processor_id and row.post_processor_id == post_processor_id)
+    own = sum(1 for row in rows if post_processor_id in {None, row.post_processor_id})
     new: list[tuple[object, ...]] = []
     created: list[str] = []
     for name, normalised in wanted.items():

@@ -200,14 +200,15 @@ def read_pauses(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Pauses]:
 
 def read_today(tx: Tx, id_: UUID) -> tuple[str, bool] | None:
     """What mapping depends on: ``PostProcessor.revision``, and whether items of the dataset may
-    carry several class labels. None when the post-processor is gone."""
+    carry several class labels. None when the post-processor is gone, or its dataset is."""
     row = tx.execute(_TODAY, {"wanted": id_}).one_or_none()
     return (row[0], row[1]) if row else None
 
 
 _TODAY = sa.text(
     "SELECT CAST(p.xmin AS text), d.multi_label FROM post_processors p "
-    "JOIN datasets d ON d.id = p.dataset_id WHERE p.id = :wanted AND p.deleted_at IS NULL"
+    "JOIN datasets d ON d.id = p.dataset_id "
+    "WHERE p.id = :wanted AND p.deleted_at IS NULL AND d.deleted_at IS NULL"
 )
 
 

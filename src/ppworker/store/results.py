@@ -78,7 +78,7 @@ class Walked(NamedTuple):
 
     item_id: UUID
     size_bytes: int
-    """Of its text and answers as they are stored, compressed."""
+    """Of its text and answers, as text where they are more than a few."""
 
 
 class Kept(NamedTuple):
@@ -114,6 +114,9 @@ class State(NamedTuple):
     """Whether a job of the same item and post-processor is not over."""
 
 
+# What repeats itself is stored in a hundredth of its size, so what is stored says little of what it
+# is in memory; where it is small, that cannot be much.
+#
 # Split by split in the order of its key: one read of all splits would sort the rest of them again
 # for each chunk.
 _WALK = sa.text("""
@@ -125,8 +128,10 @@ WITH walked AS MATERIALIZED (
     ORDER BY i.item_id LIMIT :n) m
   WHERE v.dataset_id = :dataset AND (CAST(:split AS uuid) IS NULL OR s.id = :split)
   ORDER BY m.item_id LIMIT :n)
-SELECT w.item_id, (coalesce(pg_column_size(i.text), 0) + coalesce((
-    SELECT sum(pg_column_size(r.raw)) FROM job_results r
+SELECT w.item_id, (coalesce(CASE WHEN pg_column_size(i.text) < 500 THEN pg_column_size(i.text)
+    ELSE octet_length(i.text) END, 0) + coalesce((
+    SELECT sum(CASE WHEN pg_column_size(r.raw) < 500 THEN pg_column_size(r.raw)
+      ELSE octet_length(CAST(r.raw AS text)) END) FROM job_results r
     WHERE r.item_id = w.item_id AND r.post_processor_id = :processor), 0))::bigint
 FROM walked w JOIN dataset_items i ON i.id = w.item_id ORDER BY w.item_id
 """)

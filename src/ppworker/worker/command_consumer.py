@@ -130,7 +130,7 @@ class CommandConsumer:
             self._put_off(taken, error, is_its_fault=False)
         except NotNow as error:
             self._put_off(taken, error, is_its_fault=True)
-        except Exception:
+        except BaseException:  # the panic of a library in Rust is no Exception
             # Not even its dead letter could be written: it must not block those behind it.
             log.exception("a command was moved to redis' dead letters")
             self._link.reject(taken)
