@@ -238,6 +238,33 @@ def test_an_item_that_was_deleted_meanwhile_takes_no_file(api: Api, tmp_path) ->
 # Lists.
 
 
+def test_a_job_of_a_disabled_processor_waits_whatever_file_comes(api: Api) -> None:
+    processor = api.world.processor(reads="file", media_types=("image/*",))
+    item = make(api)
+    upload(api, item, PNG, "a.png")
+    api.world.change(processor, enabled=False)
+    upload(api, item, b"now text", "a.txt")
+    assert [job["status"] for job in jobs(api, item)] == ["pending"]
+    api.world.check()
+
+
+def test_what_was_deleted_is_not_there_though_its_row_is(api: Api, tmp_path) -> None:
+    kept, gone = make(api, text="kept"), make(api, text="gone")
+    for item in (kept, gone):
+        api.world.annotate(UUID(item["id"]), "cat")
+    api.world.sql("UPDATE annotations SET deleted_at = now(), review = 'rejected'")
+    api.world.sql("UPDATE dataset_items SET deleted_at = now() WHERE id = :id", id=gone["id"])
+    (listed,) = api.me.get(f"{api.version}/items").json()
+    assert (listed["id"], listed["annotations"]) == (kept["id"], [])
+    assert api.me.get(f"{api.version}/items/{gone['id']}").status_code == 404
+    path = tmp_path / "file"
+    path.write_bytes(b"new")
+    with pytest.raises(NotFound):  # as when it is deleted behind the look at the path
+        item_files.put_file(
+            api.deps, api.world.train.version_id, UUID(gone["id"]), path, name="new.txt"
+        )
+
+
 def test_pages_hold_every_item_once_in_the_order_of_their_making(api: Api) -> None:
     made = [str(id_) for id_ in api.world.add(*(f"text {n}" for n in range(25)))]
     items = f"{api.version}/items"

@@ -84,12 +84,17 @@ def postmaster(data_dir):
 
 
 def leaders(pids):
-    """Those of the processes that no other one of them started."""
+    """Those of the processes that no other one of them started, as far as they still live."""
 
     def parent(pid):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
-    return {pid for pid in pids if parent(pid) not in pids}
+    found = set()
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):  # a server's helper that has ended
+            if parent(pid) not in pids:
+                found.add(pid)
+    return found
 
 
 def connect(servers):

@@ -19,11 +19,12 @@ from PIL import Image
 from factories import World, classes
 from ppworker.domain.events import JobMoved, LabelsCreated, OperationMoved
 from ppworker.domain.given import Standing
-from ppworker.errors import Conflict, Invalid
-from ppworker.pipeline import apply_inferences, inferences, operations, sources
+from ppworker.errors import Conflict, Invalid, NotFound
+from ppworker.pipeline import apply_inferences, inferences, ingest, operations, sources
 from ppworker.pipeline.operation_steps import STEPS
 from ppworker.store import datasets, items
 from ppworker.store import inferences as store
+from ppworker.store import operations as operation_store
 from ppworker.store.operations import Operation
 
 CAT = {"inference_items": [{"prediction": "cat", "confidence": 0.8}]}
@@ -270,10 +271,8 @@ def test_a_label_that_vanishes_after_it_was_looked_up_is_counted(world, monkeypa
 
 
 def test_items_of_others_and_items_that_are_gone_are_skipped_and_counted(world, worlds):
-    stranger, sibling = worlds(), worlds(username="")
-    world.sql(
-        "UPDATE datasets SET user_id = :mine WHERE id = :id", mine=world.user, id=sibling.dataset.id
-    )
+    ((name,),) = world.sql("SELECT username FROM users WHERE id = :id", id=world.user)
+    stranger, sibling = worlds(), worlds(username=name)
     (theirs,), (elsewhere,) = stranger.add("secret"), sibling.add("mine, but of another dataset")
     gone, here = world.add("gone", "here", split=world.valid)
     world.sql("UPDATE dataset_items SET deleted_at = now() WHERE id = :id", id=gone)
@@ -384,6 +383,14 @@ def test_a_file_inference_takes_the_users_stored_file(world, worlds, tmp_path):
     world.check()
 
 
+def test_files_that_there_is_no_time_for_come_in_the_next_chunk(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(apply_inferences, "_FILES_S", 0.0)
+    shas = [image_of(world, tmp_path, (n, n)) for n in (1, 2, 3)]
+    done = added(world, *({"name": f"{n}.png", "blob": sha} for n, sha in enumerate(shas)))
+    assert done.counts == {"items_created": 3}
+    world.check()
+
+
 @pytest.mark.parametrize("chunk", [1, 10])
 def test_of_one_id_the_first_file_that_can_be_used_counts(world, tmp_path, monkeypatch, chunk):
     """Wherever chunks end: each prediction stands on the file that it was made from."""
@@ -427,6 +434,29 @@ def _counted(looks):
         init(self, existing)
 
     return counted
+
+
+def test_the_file_of_an_item_is_its_users_until_the_item_is_deleted(world, worlds, tmp_path):
+    def uploaded(by: World, content: str) -> tuple[UUID, str]:
+        path = tmp_path / "file.txt"
+        path.write_text(content)
+        upload = [ingest.Upload(name="file.txt", path=path)]
+        taken = ingest.take_upload(by.deps, by.valid, upload)
+        return taken.item_ids[0], hashlib.sha256(path.read_bytes()).hexdigest()
+
+    (_, mine), (gone, deleted) = uploaded(world, "mine"), uploaded(world, "gone")
+    _, theirs = uploaded(worlds(), "theirs")
+    world.sql("UPDATE dataset_items SET deleted_at = now() WHERE id = :id", id=gone)
+    done = added(
+        world, *({"name": f"{n}.txt", "blob": b} for n, b in enumerate([mine, deleted, theirs]))
+    )
+    assert done.counts == {"items_created": 1, "skipped_unknown_blob": 2}
+    ((name, sha256),) = world.sql(
+        "SELECT i.name, i.content_sha256 FROM dataset_items i JOIN item_splits s "
+        "ON s.item_id = i.id WHERE s.split_id = :split",
+        split=world.train.id,
+    )
+    assert (name, sha256) == ("0.txt", mine)
 
 
 def test_a_file_inference_without_its_file_becomes_the_items_place(world):
@@ -478,6 +508,28 @@ def test_texts_of_linked_items_are_read_in_portions(world, monkeypatch):
         "0123456"
     )
     assert accepted.total == 7
+
+
+def test_texts_are_read_in_portions_also_where_another_line_marks_places_in_them(
+    world, monkeypatch
+):
+    monkeypatch.setattr(apply_inferences, "_TEXT_BYTES", 25)
+    ids = world.add(*(f"ten bytes {i}" for i in range(7)))
+    span = {"inference_items": [{"prediction": "number", "coordinates": "10 11"}]}
+    chunks = []
+    lines = [
+        line
+        for id_ in ids
+        for line in (
+            {"id": str(id_), "dataset_item_id": str(id_)},
+            {"id": str(id_), "name": "x", **span},
+        )
+    ]
+    inferences.add(world.deps, world.valid, lines)
+    operations.run(world.deps, STEPS, watch=lambda o: chunks.append(o.done))
+    assert chunks == [4, 8, 12, 14]
+    rows = world.sql("SELECT text FROM annotations ORDER BY id")
+    assert [row.text for row in rows] == list("0123456")
 
 
 BAD: list[tuple[Any, str, str]] = [
@@ -571,6 +623,48 @@ def test_a_split_that_goes_away_ends_the_operation_with_its_reason(world, monkey
     assert end is not None
     assert (end.status, end.reason, end.done) == ("failed", "not_found", 128)
     assert "split" in end.error
+
+
+def test_a_dataset_that_is_deleted_while_a_chunk_is_prepared_gets_none_of_it(world):
+    accepted = inferences.add(world.deps, world.train, [{"name": "words", **CAT}])
+    with world.deps.db.look() as tx:
+        operation = operation_store.find_operation(tx, world.user, accepted.operation_id)
+    assert operation is not None
+    write = apply_inferences.step(world.deps, operation)
+    world.sql("UPDATE datasets SET deleted_at = now()")
+    with pytest.raises(NotFound), world.deps.db.begin() as tx:
+        write(tx)
+
+
+SPAN = {"inference_items": [{"prediction": "cat", "coordinates": "0 3"}]}
+
+
+@pytest.mark.parametrize("chunk", [1, 10])
+@pytest.mark.parametrize("spans", [0, 1])
+def test_an_id_in_several_lines_is_about_the_item_of_the_first(world, monkeypatch, chunk, spans):
+    """Wherever chunks end, and whichever of the lines marks a place in the item's text."""
+    monkeypatch.setattr("ppworker.store.operations.FIRST_CHUNK", chunk)
+    first, second = world.add("one two", "three", split=world.valid)
+    said_by = [SPAN, {}] if spans == 0 else [{}, SPAN]
+    done = added(
+        world,
+        {"id": "a", "dataset_item_id": str(first), **said_by[0]},
+        {"id": "a", "name": "another text", **said_by[1]},
+        {"id": "a", "dataset_item_id": str(second), **SPAN},
+    )
+    assert done.counts == {
+        "items_linked": 1,
+        "splits_joined": 1,
+        "repeated": 1,
+        "predictions": 1,
+        "annotations_added": 1,
+        "skipped_other_item": 1,
+    }
+    assert item_ids(world) == [first]
+    assert [tuple(row) for row in world.sql("SELECT item_id, kind, text FROM annotations")] == [
+        (first, "span", "one")
+    ]
+    world.check()
 
 
 def test_items_deleted_between_chunks_do_not_stop_the_rest(world, monkeypatch):

@@ -94,13 +94,15 @@ def step(deps: Deps, operation: Operation) -> Write:
 
 def _within_memory(deps: Deps, split: Split, chunk: Lines) -> Lines:
     """As many of the lines as can be placed in the texts of stored items at once."""
-    spans = [line.given for line in chunk.lines if rule.may_hold_spans(line.given)]
+    spans = {line.given.external_id for line in chunk.lines if rule.may_hold_spans(line.given)}
     if not spans:
         return chunk
+    # Also items named by another line of the same id: the texts of all of them will be read.
+    given = [line.given for line in chunk.lines if line.given.external_id in spans]
     with deps.db.look() as tx:
-        known = inferences.find_known(tx, split.dataset_id, [each.external_id for each in spans])
+        known = inferences.find_known(tx, split.dataset_id, spans)
         named = {each.item_id for each in known.values()}
-        named |= {id_ for each in spans if (id_ := datasets.as_id(each.item))}
+        named |= {id_ for each in given if (id_ := datasets.as_id(each.item))}
         sizes = inferences.read_text_sizes(tx, split.user_id, named)
     total = 0
     for position, line in enumerate(chunk.lines):
@@ -206,19 +208,21 @@ def _gather(
 
 def _find(tx: Tx, split: Split, given: Sequence[Given]) -> _Found:
     known = inferences.find_known(tx, split.dataset_id, {each.external_id for each in given})
-    target = {
-        each.external_id: known[each.external_id].item_id
-        if each.external_id in known
-        else datasets.as_id(each.item)
-        for each in given
-    }
-    ids = {id_ for id_ in target.values() if id_ is not None}
+    # One id may stand in several lines, of which some name an item, or different ones.
+    about: dict[str, set[UUID]] = {id_: {found.item_id} for id_, found in known.items()}
+    for each in given:
+        named = datasets.as_id(each.item) if each.item else None
+        if named is not None and each.external_id not in known:
+            about.setdefault(each.external_id, set()).add(named)
+    ids = set[UUID]().union(*about.values())
     locked = inferences.lock_items(tx, split.user_id, split.dataset_id, ids)
     there = {id_: item for id_, item in locked.items() if item.deleted_at is None}
     pairs = [(id_, split.version_id) for id_ in there]
     existing = annotations.read_existing(tx, pairs)
     splits = items.read_splits(tx, pairs)
-    spans = {target[each.external_id] for each in given if rule.may_hold_spans(each)}
+    spans = set[UUID]().union(
+        *(about.get(each.external_id, ()) for each in given if rule.may_hold_spans(each))
+    )
     texts = items.read_texts(tx, [id_ for id_ in there if id_ in spans])
     touched = {
         id_: Touched(
