@@ -132,7 +132,7 @@ def test_the_page_on_servers_of_ones_own_works_as_it_stands(tmp_path, postgresql
         reader.__enter__()
     reader.run(migrate)
     with reader:
-        assert "redis      yes" in reader.said()
+        assert f"redis      redis://127.0.0.1:{redis}" in reader.said()
         assert "(embedded)" not in reader.said()
         said = [reader.run(each) for each in commands("README.md", below="Your own files")[1:]]
         assert "3 items, 0 unlabelled, 3 annotations" in said[-1]

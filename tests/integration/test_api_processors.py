@@ -331,6 +331,18 @@ def test_a_result_that_is_too_much_for_a_page_is_left_out(
     assert not told[-1]
 
 
+def test_a_result_is_shown_with_the_job_that_left_it_and_no_other(api: Api) -> None:
+    processor = api.world.processor()
+    item = api.item()
+    api.world.run(processor, classes("cat"))
+    again = api.me.post(f"{item}/upload", files={"file": ("new.txt", b"new", "text/plain")})
+    assert again.status_code == 200, again.text
+    api.world.run(processor, classes("dog"))
+    first, second = listed(api)
+    assert (first["status"], first["result"]) == ("completed", None)
+    assert "dog" in second["result"]
+
+
 def test_a_page_is_bounded_also_where_its_results_are_stored_in_a_hundredth_of_their_size(
     api: Api,
 ) -> None:
