@@ -74,7 +74,8 @@ def test_kill_9_three_times_on_the_way_leaves_no_trace(
             os.kill(worker.pid, signal.SIGKILL)
             worker.wait()
         left = read(live, accepted.operation_id)
-        assert left.status == "processing", "the kill was to land on the way"
+        # Pending is the moment between two slices; either way it is not over.
+        assert left.status in {"processing", "pending"}, "the kill was to land on the way"
         assert left.done < total
         print(f"kill {kill} at {left.done} of {total}")
 

@@ -18,6 +18,9 @@ from ppworker.store.datasets import Split
 from ppworker.store.operations import Operation
 from ppworker.store.results import Scope
 
+# One after the other: all read the log of the one server, where statements of two would mix.
+pytestmark = pytest.mark.xdist_group("server log")
+
 
 @pytest.fixture
 def statements(world: World, server_url: str) -> Callable[[Callable[[], object]], list[str]]:
