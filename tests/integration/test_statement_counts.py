@@ -1,8 +1,10 @@
 """A batch and a chunk cost the same number of statements whatever their size, counted at the server."""
 
+import fcntl
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,11 @@ from ppworker.store.datasets import Split
 from ppworker.store.operations import Operation
 from ppworker.store.results import Scope
 
-# One after the other: all read the log of the one server, where statements of two would mix.
-pytestmark = pytest.mark.xdist_group("server log")
-
 
 @pytest.fixture
-def statements(world: World, server_url: str) -> Callable[[Callable[[], object]], list[str]]:
+def statements(
+    world: World, server_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Callable[[], object]], list[str]]]:
     """Statements that the server executed for this database while a function ran."""
     log = _server_log(server_url)
     with world.deps.db.begin() as tx:
@@ -45,7 +46,13 @@ def statements(world: World, server_url: str) -> Callable[[Callable[[], object]]
         found = re.findall(r"LOG:  (?:statement|execute [^:]*): (.*)", counted)
         return [line for line in found if not line.startswith("SELECT 'end")][1:-1]
 
-    return count
+    # One test after the other, whichever process runs it: statements of two would mix in the log.
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "counting.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield count
 
 
 def _server_log(server_url: str) -> Path:
