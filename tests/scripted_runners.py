@@ -255,3 +255,16 @@ class DawdlingRunner(EchoRunner):
     def predict(self, inputs: Sequence[RunnerInput]) -> list[RawAnswer | RunnerError]:
         time.sleep(self.seconds * len(inputs))
         return super().predict(inputs)
+
+
+class GatedRunner(EchoRunner):
+    """Answers nothing before the file ``gate`` exists, for 60 s at most; in the worker itself."""
+
+    def __init__(self, *, gate: str) -> None:
+        self.gate = Path(gate)
+
+    def predict(self, inputs: Sequence[RunnerInput]) -> list[RawAnswer | RunnerError]:
+        until = time.monotonic() + 60
+        while not self.gate.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        return super().predict(inputs)

@@ -175,13 +175,14 @@ JOBS = "FROM post_processor_jobs j JOIN post_processors p ON p.id = j.post_proce
 
 @pytest.mark.slow
 def test_scrapes_before_during_and_after_a_load_add_up_to_the_database(
-    local: World, begin: Start
+    local: World, begin: Start, tmp_path: Path
 ) -> None:
     group = begin("up", "--processes", "2", "--threads", "2")
+    gate = tmp_path / "gate"
     local.processor("echo", runner=ECHO)
     local.processor(
-        "slow", order=1, runner="scripted_runners:DawdlingRunner",
-        runner_config={"seconds": 0.01}, batch_size=20,
+        "slow", order=1, runner="scripted_runners:GatedRunner",
+        runner_config={"gate": str(gate)}, batch_size=20,
     )  # fmt: skip
     before = group.figures()
     assert not {key for key in before if is_counter(key) and "processor" in key[0]}
@@ -190,13 +191,18 @@ def test_scrapes_before_during_and_after_a_load_add_up_to_the_database(
 
     texts = [f"{'UNREADABLE' if n % 10 == 0 else 'word'} {n}" for n in range(120)]
     upload(group, local, texts)
-    during, busy = [before], 0.0
+    during = [before]
+
+    def busy() -> bool:
+        during.append(group.figures())
+        return during[-1].get(("jobs_in_progress", "slow"), 0.0) > 0
+
+    wait_for(busy, seconds=60, what="slow's jobs in progress")
+    gate.touch()
     while local.sql("SELECT 1 FROM post_processor_jobs WHERE status <> 'completed' "
                     "AND status <> 'failed' LIMIT 1"):  # fmt: skip
         during.append(group.figures())
-        busy = max(busy, during[-1].get(("jobs_in_progress", "slow"), 0.0))
         time.sleep(0.05)
-    assert busy > 0
     failed = local.sql(f"SELECT j.id, j.item_id {JOBS} WHERE j.status = 'failed'")
     assert len(failed) == 24
     items = f"/api/v1/datasets/{local.dataset.id}/versions/{local.train.version_id}/items"
