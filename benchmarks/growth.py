@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from benchmarks.label_runner import PATH
 from benchmarks.servers import Servers
 from benchmarks.system import system
-from ppworker.pipeline import execute
-from ppworker.pipeline.label_cache import LabelCache
+from ppworker.pipeline.runs import execute
+from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.runners.pool import RunnerPool
 from ppworker.worker.loop import _Model
 

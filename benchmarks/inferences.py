@@ -13,7 +13,8 @@ import psycopg
 
 from benchmarks.servers import Servers
 from benchmarks.system import system
-from ppworker.pipeline import inferences, refresh
+from ppworker.pipeline.inferences import inferences
+from ppworker.pipeline.runs import refresh
 from ppworker.store import datasets, operations, schema, verify
 from ppworker.store.db import Database
 

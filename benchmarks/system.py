@@ -16,8 +16,9 @@ from benchmarks.servers import Servers
 from ppworker import settings, wiring
 from ppworker.domain.events import Event
 from ppworker.domain.post_processor import PostProcessor
-from ppworker.pipeline import ingest, refresh
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.runs import refresh
+from ppworker.pipeline.uploads import ingest
 from ppworker.store import datasets, post_processors, schema
 from ppworker.store.ids import new_id
 

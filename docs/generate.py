@@ -20,18 +20,18 @@ import typer.main
 from pydantic import BaseModel, SecretStr
 from sqlalchemy.dialects import postgresql
 
-from ppworker.api import annotations as api_annotations
 from ppworker.api import app as http
-from ppworker.api import blobs as api_blobs
-from ppworker.api import datasets as api_datasets
-from ppworker.api import inferences as api_inferences
-from ppworker.api import items as api_items
-from ppworker.api import jobs as api_jobs
-from ppworker.api import labels as api_labels
-from ppworker.api import operations as api_operations
-from ppworker.api import processor_fields
-from ppworker.api import splits as api_splits
-from ppworker.api import versions as api_versions
+from ppworker.api.resources import annotations as api_annotations
+from ppworker.api.resources import blobs as api_blobs
+from ppworker.api.resources import datasets as api_datasets
+from ppworker.api.resources import inferences as api_inferences
+from ppworker.api.resources import items as api_items
+from ppworker.api.resources import jobs as api_jobs
+from ppworker.api.resources import labels as api_labels
+from ppworker.api.resources import operations as api_operations
+from ppworker.api.resources import processor_fields
+from ppworker.api.resources import splits as api_splits
+from ppworker.api.resources import versions as api_versions
 from ppworker.cli import program
 from ppworker.domain.job import EDGES, LIVE, TERMINAL, Status
 from ppworker.metric_names import METRICS

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from factories import World
 from ppworker.api.app import create_app
 from ppworker.monitoring import ports
-from ppworker.pipeline import accounts
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.setup import accounts
 from ppworker.store import accounts as account_store
 
 THREADS = 8

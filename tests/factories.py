@@ -9,9 +9,10 @@ import sqlalchemy as sa
 
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import RunnerError
-from ppworker.pipeline import execute, finish, ingest, refresh
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.label_cache import LabelCache
+from ppworker.pipeline.runs import execute, finish, refresh
+from ppworker.pipeline.runs.label_cache import LabelCache
+from ppworker.pipeline.uploads import ingest
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.store import annotations, datasets, job_operations, post_processors, stats, verify
 from ppworker.store.ids import new_id

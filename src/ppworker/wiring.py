@@ -9,8 +9,9 @@ from ppworker import telemetry
 from ppworker.domain.events import Event as Fact
 from ppworker.errors import ConfigurationError
 from ppworker.metrics import Metrics
-from ppworker.pipeline import processor_changes, refresh, rescue
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.runs import refresh, rescue
+from ppworker.pipeline.setup import processor_changes
 from ppworker.settings import Settings
 from ppworker.store import overview, workers
 from ppworker.store.blobs import BlobStore

@@ -18,7 +18,7 @@ import demo_results
 from demo_results import Check
 from ppworker.domain.post_processor import TEXT_DOCUMENTS
 from ppworker.embedded import acquire
-from ppworker.pipeline import media
+from ppworker.pipeline.uploads import media
 from ppworker.runners.inspector import Inspection
 
 DEMO = Path(demo_data.__file__).with_name("demo.py")

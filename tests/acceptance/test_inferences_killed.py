@@ -11,7 +11,7 @@ import pytest
 
 from factories import World
 from live_workers import Start, wait_for
-from ppworker.pipeline import inferences
+from ppworker.pipeline.inferences import inferences
 from ppworker.store import operations
 from ppworker.store.operations import Operation
 

@@ -13,7 +13,7 @@ import demo_data
 from ppworker import settings, wiring
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.embedded import acquire
-from ppworker.pipeline import ingest
+from ppworker.pipeline.uploads import ingest
 from ppworker.runners import registry
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.rapidocr import RapidOcrRunner

@@ -18,7 +18,7 @@ from ppworker.domain.job import EDGES
 from ppworker.domain.reapply import Skip
 from ppworker.metric_names import BY_NAME
 from ppworker.monitoring import router
-from ppworker.pipeline.operation_steps import STEPS
+from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.runners import registry
 from ppworker.runners.base import RawAnswer, RunnerInput
 

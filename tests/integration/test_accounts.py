@@ -11,7 +11,7 @@ from api_server import Api, new_user, served
 from factories import World
 from ppworker.api.app import create_app
 from ppworker.errors import Conflict, Invalid, NotFound
-from ppworker.pipeline import accounts as making
+from ppworker.pipeline.setup import accounts as making
 from ppworker.store import accounts
 
 

@@ -13,7 +13,7 @@ from factories import World, classes
 from ppworker.domain.events import Event, JobMoved
 from ppworker.domain.job import EDGES, ENDS, Status
 from ppworker.errors import CommitUnknown, RunnerTimeout, RunnerUnavailable, UnreadableInput
-from ppworker.pipeline import operate
+from ppworker.pipeline.control import operate
 from ppworker.runners.base import RunnerInput
 from ppworker.store import items, labels
 from ppworker.store.db import Database, Tx

@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 from factories import World, classes
-from ppworker.pipeline import finish
+from ppworker.pipeline.runs import finish
 from ppworker.store import labels
 
 

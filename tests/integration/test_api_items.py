@@ -16,7 +16,10 @@ from api_server import Api
 from factories import classes
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import NotFound, RunnerTimeout
-from ppworker.pipeline import item_files, media, operate, processor_changes, rescue
+from ppworker.pipeline.control import operate
+from ppworker.pipeline.runs import rescue
+from ppworker.pipeline.setup import processor_changes
+from ppworker.pipeline.uploads import item_files, media
 from ppworker.runners.base import RunnerInput
 from ppworker.store import datasets
 from ppworker.store.db import Database

@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from api_server import Api, new_user
 from factories import classes
 from ppworker.errors import RunnerTimeout
-from ppworker.pipeline import inferences, processor_changes, rescue
+from ppworker.pipeline.inferences import inferences
+from ppworker.pipeline.runs import rescue
+from ppworker.pipeline.setup import processor_changes
 from ppworker.store import job_pages
 from ppworker.telemetry import REDACTED
 
@@ -564,7 +566,7 @@ def test_an_operation_that_failed_is_told(api: Api, monkeypatch: pytest.MonkeyPa
             tx.execute(sa.text("DELETE FROM dataset_splits WHERE id = :id"), {"id": split.id})
         return done
 
-    monkeypatch.setattr("ppworker.api.inferences.inferences.add", then_delete)
+    monkeypatch.setattr("ppworker.api.resources.inferences.inferences.add", then_delete)
     body = {"inferences": [{"id": "x", "name": "x"}]}
     response = api.me.post(f"{api.split}/add_inferences", json=body)
     assert response.status_code == 409, response.text

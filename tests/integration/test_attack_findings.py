@@ -16,7 +16,8 @@ from ppworker import telemetry
 from ppworker.domain.job import Status, Transition
 from ppworker.errors import CommitUnknown, RunnerError, RunnerUnavailable, StoreUnavailable
 from ppworker.monitoring.folder import Place
-from ppworker.pipeline import finish, operate, refresh, rescue
+from ppworker.pipeline.control import operate
+from ppworker.pipeline.runs import finish, refresh, rescue
 from ppworker.process import worker as worker_process
 from ppworker.runners.child import LOAD_TIMEOUT_S
 from ppworker.store import items, job_operations, jobs, labels, stats

@@ -23,8 +23,8 @@ from factories import classes
 from ppworker import wiring
 from ppworker.domain.events import CommandFollowed, CommandRefused, JobMoved
 from ppworker.errors import RequestError, RunnerError, StoreUnavailable
-from ppworker.pipeline import sources
-from ppworker.pipeline.inbox import Outcome
+from ppworker.pipeline.uploads import sources
+from ppworker.pipeline.uploads.inbox import Outcome
 from ppworker.store import accounts, datasets, dead_letters
 from ppworker.worker import commands, messages
 from ppworker.worker.broker import connect
@@ -249,7 +249,7 @@ def test_the_content_of_an_item_that_is_gone_is_nobodys(world, producer, link, i
 def test_a_message_that_names_one_long_text_often_is_refused_before_it_swells(
     world, producer, link, inbox, monkeypatch
 ):
-    monkeypatch.setattr("ppworker.pipeline.inbox._MOST_TEXT_BYTES", 1_000_000)
+    monkeypatch.setattr("ppworker.pipeline.uploads.inbox._MOST_TEXT_BYTES", 1_000_000)
     world.deps = wiring.build_deps(
         world.deps.settings.model_copy(update={"max_text_bytes": 500_000}), world.deps.db
     )

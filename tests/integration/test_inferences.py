@@ -20,8 +20,10 @@ from factories import World, classes
 from ppworker.domain.events import JobMoved, LabelsCreated, OperationMoved
 from ppworker.domain.given import Standing
 from ppworker.errors import Conflict, Invalid, NotFound
-from ppworker.pipeline import apply_inferences, inferences, ingest, operations, sources
-from ppworker.pipeline.operation_steps import STEPS
+from ppworker.pipeline.control import operations
+from ppworker.pipeline.control.operation_steps import STEPS
+from ppworker.pipeline.inferences import apply_inferences, inferences
+from ppworker.pipeline.uploads import ingest, sources
 from ppworker.store import datasets, items
 from ppworker.store import inferences as store
 from ppworker.store import operations as operation_store

@@ -15,7 +15,8 @@ from ppworker.errors import (
     RunnerUnavailable,
     UnreadableInput,
 )
-from ppworker.pipeline import execute, finish, operate, rescue
+from ppworker.pipeline.control import operate
+from ppworker.pipeline.runs import execute, finish, rescue
 from ppworker.store import jobs
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from factories import World, classes
 from ppworker.errors import CommitUnknown, RunnerUnavailable, StoreUnavailable
-from ppworker.pipeline import finish, operate, rescue
+from ppworker.pipeline.control import operate
+from ppworker.pipeline.runs import finish, rescue
 from ppworker.store import items, jobs, labels, verify
 from ppworker.store.db import Database, Tx
 

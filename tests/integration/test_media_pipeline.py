@@ -9,7 +9,8 @@ from PIL import Image
 from factories import World
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Invalid, RunnerError
-from ppworker.pipeline import execute, ingest, trial
+from ppworker.pipeline.runs import execute, trial
+from ppworker.pipeline.uploads import ingest
 from ppworker.runners import registry
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.pool import RunnerPool

@@ -23,8 +23,9 @@ from ppworker.errors import (
 )
 from ppworker.metrics import _OUTCOMES, Metrics
 from ppworker.monitoring.scrape import Scrape
-from ppworker.pipeline import finish, operate, rescue
+from ppworker.pipeline.control import operate
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.runs import finish, rescue
 from ppworker.store import gauges
 from ppworker.store.db import Database, Tx
 

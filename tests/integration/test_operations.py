@@ -14,9 +14,9 @@ from factories import World
 from ppworker.domain.events import OperationAdvanced, OperationMoved
 from ppworker.domain.job import Attempt, Outcome, decide
 from ppworker.errors import CommitUnknown, Conflict, NotFound, StoreRefused, StoreUnavailable
-from ppworker.pipeline import operations
+from ppworker.pipeline.control import operations
+from ppworker.pipeline.control.operations import Chunk, Write
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.operations import Chunk, Write
 from ppworker.store import operations as store
 from ppworker.store.db import Database, Tx
 from ppworker.store.ids import new_id

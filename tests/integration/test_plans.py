@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from factories import World
-from ppworker.pipeline import rescue
+from ppworker.pipeline.runs import rescue
 from ppworker.store import jobs
 from ppworker.store.db import Database
 

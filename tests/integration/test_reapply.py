@@ -22,16 +22,10 @@ from hypothesis import strategies as st
 from factories import World, classes
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import NotFound
-from ppworker.pipeline import (
-    answers,
-    kept_answers,
-    operations,
-    reapply,
-    reapply_preview,
-    rescue,
-)
+from ppworker.pipeline.control import kept_answers, operations, reapply, reapply_preview
+from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.operation_steps import STEPS
+from ppworker.pipeline.runs import answers, rescue
 from ppworker.store import items, jobs, post_processors, results
 from ppworker.store import labels as label_store
 from ppworker.store import operations as operation_store
@@ -849,8 +843,8 @@ KILLED = """
 import os, signal, sys
 from uuid import UUID
 from ppworker import settings, wiring
-from ppworker.pipeline import operations, reapply
-from ppworker.pipeline.operation_steps import STEPS
+from ppworker.pipeline.control import operations, reapply
+from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.store import operations as store
 from ppworker.store.db import Database
 

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from factories import World, classes
 from ppworker.errors import RunnerTimeout, UnreadableInput
-from ppworker.pipeline import inferences, operations, reapply
-from ppworker.pipeline.operation_steps import STEPS
+from ppworker.pipeline.control import operations, reapply
+from ppworker.pipeline.control.operation_steps import STEPS
+from ppworker.pipeline.inferences import inferences
 from ppworker.runners.base import RunnerInput
 from ppworker.store import labels
 from ppworker.store.datasets import Split

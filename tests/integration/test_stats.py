@@ -3,7 +3,8 @@
 import threading
 
 from factories import World, classes
-from ppworker.pipeline import ingest, refresh
+from ppworker.pipeline.runs import refresh
+from ppworker.pipeline.uploads import ingest
 from ppworker.store import stats
 
 

@@ -10,10 +10,10 @@ import pytest
 from ppworker import errors
 from ppworker.api import auth, wire
 from ppworker.api.errors import STATUS, _path, status_of
-from ppworker.api.processor_fields import ProcessorBody, settings_of
+from ppworker.api.resources.processor_fields import ProcessorBody, settings_of
 from ppworker.errors import Invalid
-from ppworker.pipeline.names import MAX_NAME, shown_name
-from ppworker.pipeline.processor_changes import restore
+from ppworker.pipeline.setup.processor_changes import restore
+from ppworker.pipeline.uploads.names import MAX_NAME, shown_name
 from ppworker.telemetry import REDACTED, redacted
 
 
@@ -141,7 +141,7 @@ def test_names_that_people_choose_keep_their_slashes_and_lose_what_cannot_be_sho
 
 
 def test_a_stopping_process_lets_nobody_wait():
-    from ppworker.api.inferences import Waiting
+    from ppworker.api.resources.inferences import Waiting
 
     stopping = Event()
     until = Waiting(2, stopping)._until(60)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ppworker.pipeline.inference_lines import read_chunk
+from ppworker.pipeline.inferences.inference_lines import read_chunk
 
 _PLENTY = {"most_lines": 1_000, "most_bytes": 1_000_000, "most_predictions": 1_000}
 

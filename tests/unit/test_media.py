@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ppworker.errors import RunnerCrashed
-from ppworker.pipeline import media
-from ppworker.pipeline.media import inspect
-from ppworker.pipeline.names import MAX_NAME, UNNAMED, clean_name, extension_of
+from ppworker.pipeline.uploads import media
+from ppworker.pipeline.uploads.media import inspect
+from ppworker.pipeline.uploads.names import MAX_NAME, UNNAMED, clean_name, extension_of
 from ppworker.runners import pictures
 from ppworker.runners.inspector import Inspection
 

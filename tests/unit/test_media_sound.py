@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ppworker.errors import RunnerError, UnreadableInput
-from ppworker.pipeline import media
+from ppworker.pipeline.uploads import media
 from ppworker.runners import inspector, sound
 from ppworker.runners.base import RunnerInput
 from ppworker.runners.child import ChildRunner

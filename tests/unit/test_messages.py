@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.errors import Invalid
-from ppworker.pipeline import letters
+from ppworker.pipeline.uploads import letters
 from ppworker.worker import messages
 
 JSON = st.recursive(

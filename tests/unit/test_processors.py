@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 
 from ppworker.errors import Invalid
-from ppworker.pipeline import catalogue
-from ppworker.pipeline.processors import Wanted, checked
+from ppworker.pipeline.setup import catalogue
+from ppworker.pipeline.setup.processors import Wanted, checked
 from ppworker.store.datasets import Dataset
 
 DATASET = Dataset(

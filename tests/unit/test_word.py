@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ppworker.errors import RunnerError, RunnerUnavailable, UnreadableInput
-from ppworker.pipeline import media
+from ppworker.pipeline.uploads import media
 from ppworker.runners import word
 from ppworker.runners.inspector import Inspection
 

@@ -14,10 +14,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppworker import __version__
-from ppworker.api import (
+from ppworker.api import errors
+from ppworker.api.auth import Uses
+from ppworker.api.resources import (
     blobs,
     datasets,
-    errors,
     inferences,
     items,
     jobs,
@@ -27,8 +28,7 @@ from ppworker.api import (
     splits,
     versions,
 )
-from ppworker.api.auth import Uses
-from ppworker.api.inferences import Waiting
+from ppworker.api.resources.inferences import Waiting
 from ppworker.pipeline.deps import Deps
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
 from ppworker.errors import Forbidden, StoreUnavailable, TooLarge, Unauthenticated
-from ppworker.pipeline.accounts import READ, WRITE
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.setup.accounts import READ, WRITE
 from ppworker.store import accounts
 from ppworker.store.accounts import Holder
 

@@ -8,7 +8,7 @@ import typer
 from ppworker.cli import render
 from ppworker.cli.session import Call, Session, as_uuid, command, group, session
 from ppworker.errors import NotFound
-from ppworker.pipeline import accounts as making
+from ppworker.pipeline.setup import accounts as making
 from ppworker.store import accounts
 
 UserOption = Annotated[

@@ -9,7 +9,7 @@ from ppworker.cli import render
 from ppworker.cli.session import Call, command, group
 from ppworker.cli.session import session as open_session
 from ppworker.errors import Invalid
-from ppworker.pipeline import sources
+from ppworker.pipeline.uploads import sources
 
 _blobs = typer.Typer()
 

@@ -6,7 +6,7 @@ import typer
 
 from ppworker.cli import render
 from ppworker.cli.session import Call, command, group, session
-from ppworker.pipeline import catalogue
+from ppworker.pipeline.setup import catalogue
 from ppworker.store import datasets, labels
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]

@@ -9,7 +9,7 @@ from ppworker.cli import operations, render
 from ppworker.cli.session import Call, command, group
 from ppworker.cli.session import session as open_session
 from ppworker.errors import Invalid
-from ppworker.pipeline import inferences
+from ppworker.pipeline.inferences import inferences
 from ppworker.store import datasets
 from ppworker.store import operations as store
 

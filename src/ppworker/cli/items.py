@@ -11,8 +11,8 @@ from ppworker.cli import paths, render
 from ppworker.cli.session import Call, Session, as_uuid, command, group, page_size, progress_shown
 from ppworker.cli.session import session as open_session
 from ppworker.errors import Invalid, NotFound, PpworkerError
-from ppworker.pipeline import ingest
-from ppworker.pipeline.ingest import Upload
+from ppworker.pipeline.uploads import ingest
+from ppworker.pipeline.uploads.ingest import Upload
 from ppworker.store import annotations, datasets, items, job_operations
 
 _CHUNK = 200

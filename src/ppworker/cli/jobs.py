@@ -14,7 +14,7 @@ from ppworker.cli.session import Call, Session, as_uuid, command, group, page_si
 from ppworker.cli.session import session as open_session
 from ppworker.domain.job import Status
 from ppworker.errors import Invalid, NotFound, RequestError
-from ppworker.pipeline import operate
+from ppworker.pipeline.control import operate
 from ppworker.store import datasets, job_operations, overview, results
 
 _POLL_S = 0.5

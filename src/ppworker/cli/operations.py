@@ -13,8 +13,8 @@ from ppworker.cli.session import Call, Session, as_uuid, command, group, page_si
 from ppworker.cli.session import session as open_session
 from ppworker.domain.job import Status
 from ppworker.errors import Invalid, NotFound
-from ppworker.pipeline import operations as pipeline
-from ppworker.pipeline.operation_steps import STEPS
+from ppworker.pipeline.control import operations as pipeline
+from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.store import operations
 from ppworker.store.operations import Operation
 

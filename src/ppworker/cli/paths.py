@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppworker.errors import Invalid
-from ppworker.pipeline import ingest, media
+from ppworker.pipeline.uploads import ingest, media
 from ppworker.settings import Settings
 
 _FIELD = "PATH"

@@ -7,7 +7,7 @@ import typer
 from ppworker.cli import references, render
 from ppworker.cli.session import Call, session
 from ppworker.errors import Invalid
-from ppworker.pipeline import processor_changes
+from ppworker.pipeline.setup import processor_changes
 from ppworker.store import datasets
 
 

@@ -13,8 +13,9 @@ from ppworker.cli.processor_change import change, mapping_of
 from ppworker.cli.session import Call, Session, command, group, session
 from ppworker.domain.apply import Applied
 from ppworker.errors import Invalid
-from ppworker.pipeline import operate, processors
-from ppworker.pipeline.trial import Trial, try_out
+from ppworker.pipeline.control import operate
+from ppworker.pipeline.runs.trial import Trial, try_out
+from ppworker.pipeline.setup import processors
 from ppworker.runners.pool import RunnerPool
 from ppworker.store import datasets, post_processors
 

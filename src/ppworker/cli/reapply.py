@@ -13,8 +13,8 @@ from ppworker.cli.session import session as open_session
 from ppworker.domain.job import Status
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Invalid, NotFound
-from ppworker.pipeline import reapply as pipeline
-from ppworker.pipeline import reapply_preview
+from ppworker.pipeline.control import reapply as pipeline
+from ppworker.pipeline.control import reapply_preview
 from ppworker.store import datasets, items
 from ppworker.store.operations import Operation
 from ppworker.store.results import Scope

@@ -19,7 +19,7 @@ from ppworker.cli import render
 from ppworker.cli.session import USER, Call, Reached, command, connect, reach
 from ppworker.monitoring import ports, vitals
 from ppworker.monitoring.folder import Place, RuntimeFolder
-from ppworker.pipeline import accounts
+from ppworker.pipeline.setup import accounts
 from ppworker.settings import Settings
 from ppworker.store import datasets
 from ppworker.store.db import Database

@@ -8,7 +8,7 @@ import typer
 from ppworker.cli import render
 from ppworker.cli.items import SplitRef
 from ppworker.cli.session import Call, Session, command, group, session
-from ppworker.pipeline import refresh
+from ppworker.pipeline.runs import refresh
 from ppworker.store import datasets, labels, stats
 from ppworker.store.db import Tx
 

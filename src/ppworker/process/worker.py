@@ -12,9 +12,10 @@ from ppworker.errors import StoreUnavailable
 from ppworker.metrics import Metrics, shared
 from ppworker.monitoring.folder import Place
 from ppworker.monitoring.vitals import Journal, Vitals
-from ppworker.pipeline import finish, operations, refresh
+from ppworker.pipeline.control import operations
+from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.operation_steps import STEPS
+from ppworker.pipeline.runs import finish, refresh
 from ppworker.runners.pool import RunnerPool
 from ppworker.settings import Settings
 from ppworker.store import jobs, schema, workers

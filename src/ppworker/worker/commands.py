@@ -13,9 +13,9 @@ from uuid import UUID
 from ppworker.domain.events import CommandFollowed, CommandRefused
 from ppworker.domain.text import clean_text
 from ppworker.errors import Conflict, Invalid, RequestError, StoreRefused, StoreUnavailable
-from ppworker.pipeline import inbox, letters
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.inbox import Ask, Content, Outcome, Sent
+from ppworker.pipeline.uploads import inbox, letters
+from ppworker.pipeline.uploads.inbox import Ask, Content, Outcome, Sent
 from ppworker.store import dead_letters
 from ppworker.worker import messages
 from ppworker.worker.command_consumer import NotNow

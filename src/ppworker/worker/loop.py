@@ -10,9 +10,9 @@ from uuid import UUID
 from ppworker.domain.measurements import ClaimTried, TurnEnded
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Invalid, RunnerError
-from ppworker.pipeline import execute
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.label_cache import LabelCache
+from ppworker.pipeline.runs import execute
+from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.pool import Permit, RunnerPool
 from ppworker.store import post_processors

@@ -1,0 +1,231 @@
+"""Items of a version: listed in pages, made one at a time, given their file."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from ppworker.api.auth import Caller, KeyedRoute, KeyedUploadRoute, Room
+from ppworker.api.errors import responses
+from ppworker.api.paging import DEFAULT_PAGE, PageCount, PageSize, QueryFlag, QueryText
+from ppworker.api.paths import ItemPath, VersionPath, identity, missing
+from ppworker.api.resources import annotations as annotation_shape
+from ppworker.api.resources import splits as split_routes
+from ppworker.api.resources.annotations import AnnotationAnswer
+from ppworker.api.resources.splits import SplitAnswer
+from ppworker.api.uploads import BODY, OneFile
+from ppworker.api.wire import Answer, Asked, Base, Text
+from ppworker.errors import Conflict, Invalid
+from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.uploads import item_files
+from ppworker.store import datasets, item_pages, labels
+from ppworker.store.datasets import Split, as_id
+from ppworker.store.db import Tx
+from ppworker.store.item_pages import Filters, Item
+from ppworker.store.versions import Version
+
+_ERRORS = responses(401, 403, 404, 503)
+router = APIRouter(route_class=KeyedRoute, tags=["items"], responses=_ERRORS)
+uploads = APIRouter(route_class=KeyedUploadRoute, tags=["items"], responses=_ERRORS)
+
+
+class JobStatus(Answer):
+    """How many jobs of an item are in which state."""
+
+    pending: int = 0
+    processing: int = 0
+    completed: int = 0
+    failed: int = 0
+    total: int = 0
+
+
+class ItemAnswer(Base):
+    """An item with its splits, annotations and the state of its jobs.
+
+    Media type, sizes and duration are ours; the contract does not know them.
+    """
+
+    user_id: Text = ""
+    text: Text = ""
+    splits: list[SplitAnswer] = []
+    annotations: list[AnnotationAnswer] = []
+    extension: str = ""
+    version: int = 0
+    job_status: JobStatus
+    media_type: str = ""
+    size_bytes: int = 0
+    width: int | None = None
+    height: int | None = None
+    page_count: int | None = None
+    duration_s: float | None = None
+
+
+class SplitReference(Asked):
+    """A split, of which only the id is looked at."""
+
+    id: str
+
+
+class NewItem(Asked):
+    """An item to be; null means not given."""
+
+    name: Annotated[str | None, Field(max_length=10_000)] = None
+    description: str | None = None
+    text: str | None = None
+    extension: Annotated[str | None, Field(max_length=100)] = None
+    splits: Annotated[list[SplitReference] | None, Field(max_length=100)] = None
+    """None or empty: the version's default split, else its first one."""
+    annotations: list[Any] | None = None
+    """To be empty: annotations are made by themselves."""
+
+
+@router.get("/datasets/{dataset_id}/versions/{version_id}/items", responses=responses(400))
+def list_items(
+    deps: Room,
+    version: VersionPath,
+    *,
+    page_size: PageSize = None,
+    page_count: PageCount = None,
+    only_unlabelled: Annotated[QueryFlag, Query(alias="onlyUnlabelled")] = None,
+    label_id: Annotated[QueryText, Query(alias="labelId")] = None,
+    split_id: Annotated[QueryText, Query(alias="splitId")] = None,
+) -> list[ItemAnswer]:
+    """A page of items in the order in which they were made; ten of them unless you say more."""
+    size = page_size or DEFAULT_PAGE
+    filters = Filters(
+        split_id=None if split_id is None else identity(split_id, "splitId"),
+        label_id=None if label_id is None else identity(label_id, "labelId"),
+        only_unlabelled=bool(only_unlabelled),
+    )
+    with deps.db.look() as tx:
+        _check_filters(tx, version, filters)
+        ids = item_pages.list_item_ids(
+            tx, version.id, filters, offset=(page_count or 0) * size, limit=size
+        )
+        return _described(tx, version, item_pages.list_items(tx, ids))
+
+
+def _check_filters(tx: Tx, version: Version, filters: Filters) -> None:
+    """A filter by what is not there would look like an empty dataset."""
+    if filters.split_id is not None:
+        there = {split.id for split in datasets.list_splits_of(tx, [version.id])}
+        if filters.split_id not in there:
+            raise missing("splitId", filters.split_id)
+    if filters.label_id is not None:
+        known = {label.id for label in labels.list_labels(tx, version.id)}
+        if filters.label_id not in known:
+            raise missing("labelId", filters.label_id)
+
+
+@router.post(
+    "/datasets/{dataset_id}/versions/{version_id}/items", responses=responses(400, 409, 413, 422)
+)
+def create_item(deps: Room, caller: Caller, version: VersionPath, body: NewItem) -> ItemAnswer:
+    """Make an item. With text its post-processors run; without, they do when it gets its file."""
+    if body.annotations:
+        raise Invalid(
+            "an item is made without annotations; leave the list empty", field="annotations"
+        )
+    with deps.db.look() as tx:
+        there = datasets.list_splits(tx, caller.user_id, version.id)
+    draft = item_files.Draft(
+        name=body.name or "",
+        description=body.description or "",
+        text=body.text or "",
+        extension=body.extension or "",
+    )
+    made = item_files.create(deps, _chosen(version, there, body.splits or []), draft)
+    with deps.db.look() as tx:
+        found = item_pages.find_item(tx, version.id, made)
+        if found is None:
+            raise missing("item", made)  # deleted in this very moment
+        return _described(tx, version, [found])[0]
+
+
+def _chosen(
+    version: Version, there: Sequence[Split], wanted: Sequence[SplitReference]
+) -> list[Split]:
+    """The splits an item goes to: those named, else the default one, else the first."""
+    if not there:
+        raise Conflict("the version has no split; make one first", field="splits")
+    by_id = {split.id: split for split in there}
+    if not wanted:
+        default = version.default_split
+        return [by_id[default] if default in by_id else there[0]]
+    found: dict[Any, Split] = {}
+    for position, reference in enumerate(wanted):
+        id_ = as_id(reference.id)
+        split = None if id_ is None else by_id.get(id_)
+        if split is None:
+            raise Invalid(
+                f"the version has no split '{reference.id}'", field=f"splits[{position}].id"
+            )
+        found[split.id] = split
+    return list(found.values())
+
+
+@router.get("/datasets/{dataset_id}/versions/{version_id}/items/{item_id}")
+def read_item(deps: Room, version: VersionPath, item: ItemPath) -> ItemAnswer:
+    """One item."""
+    with deps.db.look() as tx:
+        return _described(tx, version, [item])[0]
+
+
+@uploads.post(
+    "/datasets/{dataset_id}/versions/{version_id}/items/{item_id}/upload",
+    responses=responses(400, 413, 422),
+    openapi_extra=BODY,
+)
+def upload_item_file(deps: Room, version: VersionPath, item: ItemPath, file: OneFile) -> ItemAnswer:
+    """Give an item its file, or another one in its place: its post-processors run on it."""
+    item_files.put_file(deps, version.id, item.id, file.path, name=file.name)
+    return _read(deps, version, item)
+
+
+def _read(deps: Deps, version: Version, item: Item) -> ItemAnswer:
+    with deps.db.look() as tx:
+        found = item_pages.find_item(tx, version.id, item.id)
+        if found is None:
+            raise missing("item", item.id)
+        return _described(tx, version, [found])[0]
+
+
+def _described(tx: Tx, version: Version, found: Sequence[Item]) -> list[ItemAnswer]:
+    """Items with all that belongs to them, in four statements however many they are."""
+    ids = [item.id for item in found]
+    splits = {split.id: split for split in datasets.list_splits_of(tx, [version.id])}
+    memberships = item_pages.list_memberships(tx, version.id, ids)
+    annotated = item_pages.list_annotations(tx, version.id, ids)
+    counts = item_pages.count_jobs(tx, version.id, ids)
+    answers = []
+    for item in found:
+        own = [split_id for split_id in memberships.get(item.id, []) if split_id in splits]
+        first = str(own[0]) if own else ""
+        jobs = counts.get(item.id, {})
+        answers.append(
+            ItemAnswer.of(
+                id=item.id,
+                created_at=item.created_at,
+                updated_at=item.updated_at,
+                name=item.name,
+                description=item.description,
+                user_id=item.user_id,
+                text=item.text,
+                splits=[split_routes.shown(splits[split_id]) for split_id in own],
+                annotations=[
+                    annotation_shape.shown(row, split_id=first)
+                    for row in annotated.get(item.id, [])
+                ],
+                extension=item.extension,
+                version=item.version,
+                job_status=JobStatus(**jobs, total=sum(jobs.values())),
+                media_type=item.media_type,
+                size_bytes=item.size_bytes or 0,
+                width=item.width,
+                height=item.height,
+                page_count=item.page_count,
+                duration_s=item.duration_s,
+            )
+        )
+    return answers

@@ -1,0 +1,152 @@
+"""Jobs of an item and of a dataset, and the retry of one that failed."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BeforeValidator
+
+from ppworker.api.auth import Caller, KeyedRoute, Room
+from ppworker.api.errors import responses
+from ppworker.api.paging import PageCount, PageSize, QueryText, absent
+from ppworker.api.paths import DatasetPath, ItemPath, VersionPath, identity, missing
+from ppworker.api.wire import Base, Text, Time
+from ppworker.pipeline.control import operate
+from ppworker.pipeline.deps import Deps
+from ppworker.store import job_pages
+from ppworker.store.job_pages import Filters
+from ppworker.store.versions import Version
+
+router = APIRouter(route_class=KeyedRoute, tags=["jobs"], responses=responses(401, 403, 404, 503))
+
+_UNPAGED = 10_000
+"""Most jobs of one answer where no page size is asked for; the answer says when there are more."""
+
+Status = Literal["pending", "processing", "completed", "failed"]
+
+
+class JobAnswer(Base):
+    """One post-processor's work on one item.
+
+    Its name is that of its post-processor and its description is its status, so that clients whose
+    classes know no more can tell. What it failed for, what it dropped and when it runs next are
+    ours.
+    """
+
+    post_processor_id: Text
+    dataset_item_id: Text
+    dataset_id: Text
+    status: Status
+    attempts: int
+    max_attempts: int
+    error: str | None = None
+    result: str | None = None
+    """JSON text of the model's raw answer."""
+    started_at: Time | None = None
+    completed_at: Time | None = None
+    user_id: Text = ""
+    reason: str = ""
+    dropped: dict[str, int] = {}
+    next_attempt_at: Time | None = None
+
+
+class JobDetailsAnswer(JobAnswer):
+    """A job with the names around it."""
+
+    post_processor_name: str
+    item_name: str
+
+
+@router.get("/datasets/{dataset_id}/post-processors/jobs", responses=responses(400))
+def list_dataset_jobs(
+    deps: Room,
+    dataset: DatasetPath,
+    response: Response,
+    *,
+    item_id: QueryText = None,
+    status: Annotated[Status | None, BeforeValidator(absent), Query()] = None,
+    post_processor_id: QueryText = None,
+    page_size: PageSize = None,
+    page_count: PageCount = None,
+) -> list[JobDetailsAnswer]:
+    """Jobs of a dataset in the order in which they were made.
+
+    All of them unless a page size is given, up to ten thousand: then the header `X-Has-More` is
+    true.
+    """
+    filters = Filters(
+        item_id=None if item_id is None else identity(item_id, "item_id"),
+        post_processor_id=(
+            None if post_processor_id is None else identity(post_processor_id, "post_processor_id")
+        ),
+        status=status,
+    )
+    size = page_size or _UNPAGED
+    with deps.db.look() as tx:
+        rows = job_pages.list_jobs(
+            tx, dataset.id, filters, offset=(page_count or 0) * size, limit=size + 1
+        )
+    response.headers["X-Has-More"] = "true" if len(rows) > size else "false"
+    return [_detailed(row) for row in rows[:size]]
+
+
+@router.get("/datasets/{dataset_id}/versions/{version_id}/items/{item_id}/jobs")
+def list_item_jobs(deps: Room, version: VersionPath, item: ItemPath) -> list[JobDetailsAnswer]:
+    """Jobs of an item in a version, in the order in which they were made."""
+    filters = Filters(version_id=version.id, item_id=item.id)
+    with deps.db.look() as tx:
+        rows = job_pages.list_jobs(tx, version.dataset_id, filters, limit=_UNPAGED)
+    return [_detailed(row) for row in rows]
+
+
+@router.post(
+    "/datasets/{dataset_id}/versions/{version_id}/items/{item_id}/jobs/{job_id}/retry",
+    responses=responses(409),
+)
+def retry_job(
+    deps: Room, caller: Caller, version: VersionPath, item: ItemPath, job_id: str
+) -> JobAnswer:
+    """Run a failed job again, with a fresh budget of attempts; of many callers one succeeds."""
+    filters = Filters(version_id=version.id, item_id=item.id, job_id=identity(job_id, "job"))
+    _one(deps, version, filters)
+    operate.retry(deps, caller.user_id, identity(job_id, "job"))
+    return JobAnswer.model_validate(_values(_one(deps, version, filters)))
+
+
+def _one(deps: Deps, version: Version, filters: Filters) -> Any:
+    with deps.db.look() as tx:
+        rows = job_pages.list_jobs(tx, version.dataset_id, filters, limit=1)
+    if not rows:
+        raise missing("job", filters.job_id)
+    return rows[0]
+
+
+def _detailed(row: Any) -> JobDetailsAnswer:
+    return JobDetailsAnswer.of(
+        **_values(row),
+        post_processor_name=row.post_processor_name,
+        item_name=row.item_name,
+    )
+
+
+def _values(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "name": row.post_processor_name,
+        "description": row.status,
+        "post_processor_id": row.post_processor_id,
+        "dataset_item_id": row.item_id,
+        "dataset_id": row.dataset_id,
+        "status": row.status,
+        "attempts": row.attempts,
+        "max_attempts": row.max_attempts,
+        "error": row.error or None,
+        "result": row.result,
+        "started_at": row.started_at,
+        "completed_at": row.completed_at,
+        "user_id": row.user_id,
+        "reason": row.reason,
+        "dropped": row.dropped or {},
+        "next_attempt_at": row.run_at if row.status == "pending" else None,
+    }

@@ -1,0 +1,1 @@
+"""What people do to jobs and operations, and the machinery of operations."""

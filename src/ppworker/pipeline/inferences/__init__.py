@@ -1,0 +1,1 @@
+"""Predictions made elsewhere become items and annotations."""

@@ -1,0 +1,1 @@
+"""Jobs are claimed, asked of models, finished, rescued; label stats are refreshed."""

@@ -1,0 +1,1 @@
+"""Accounts, datasets and post-processors."""

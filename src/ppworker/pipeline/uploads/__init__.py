@@ -1,0 +1,1 @@
+"""Files and texts become items with their jobs."""
