@@ -47,7 +47,27 @@ users = Table(
     _id(),
     _public_id(),
     Column("username", Text, nullable=False, unique=True),
+    Column("email", Text, nullable=False, server_default=""),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("firstname", Text, nullable=False, server_default=""),
+    Column("password_hash", Text),  # argon2id; None: no login, keys only
     *_times(),
+    Column("deleted_at", Time),
+    Index(
+        "users_live_email",
+        sa.text("lower(email)"),
+        unique=True,
+        postgresql_where=sa.text("email <> '' AND deleted_at IS NULL"),
+    ),
+)
+
+login_attempts = Table(
+    "login_attempts",
+    metadata,
+    # Failed logins of a name or an address within its window, for the limit on their rate.
+    Column("subject", Text, primary_key=True),
+    Column("failures", Integer, nullable=False),
+    Column("window_ends_at", Time, nullable=False, index=True),
 )
 
 api_keys = Table(
@@ -55,6 +75,7 @@ api_keys = Table(
     metadata,
     _id(),
     Column("user_id", Uuid, ForeignKey("users.id"), nullable=False, index=True),
+    Column("kind", Text, nullable=False, server_default="key"),
     Column("name", Text, nullable=False, server_default=""),
     Column("key_prefix", Text, nullable=False),  # the first characters, for people to tell keys
     Column("key_sha256", Text, nullable=False, unique=True),  # the key itself is never stored
@@ -63,6 +84,7 @@ api_keys = Table(
     Column("disabled", Boolean, nullable=False, server_default=sa.text("false")),
     Column("last_used_at", Time),
     *_times(),
+    CheckConstraint("kind IN ('key','session')", name="known_kind"),  # made by a person, by a login
 )
 
 datasets = Table(
@@ -76,6 +98,9 @@ datasets = Table(
     Column("notes", Text, nullable=False, server_default=""),
     Column("content_type", Text, nullable=False, server_default="documents"),
     Column("multi_label", Boolean, nullable=False, server_default=sa.text("true")),
+    Column("default_splits", Boolean, nullable=False, server_default=sa.text("true")),
+    Column("logo_sha256", Text, ForeignKey("blobs.sha256")),
+    Column("logo_media_type", Text, nullable=False, server_default=""),
     *_times(),
     Column("deleted_at", Time),
     # One live name per owner, so that people may name a dataset instead of quoting its id.
@@ -86,6 +111,18 @@ datasets = Table(
         unique=True,
         postgresql_where=sa.text("deleted_at IS NULL"),
     ),
+)
+
+shares = Table(
+    "shares",
+    metadata,
+    # Who besides its owner may read a dataset, or write it too.
+    Column("dataset_id", Uuid, ForeignKey("datasets.id"), nullable=False),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False, index=True),
+    Column("role", Text, nullable=False),
+    *_times(),
+    sa.PrimaryKeyConstraint("dataset_id", "user_id"),
+    CheckConstraint("role IN ('reader','writer')", name="known_role"),
 )
 
 dataset_versions = Table(
@@ -112,6 +149,7 @@ dataset_splits = Table(
     Column("name", Text, nullable=False),
     Column("description", Text, nullable=False, server_default=""),
     *_times(),
+    Column("deleted_at", Time),  # its name is free again at once, its rows go step by step
     UniqueConstraint("version_id", "name"),
     UniqueConstraint("id", "version_id"),
 )
@@ -130,6 +168,7 @@ labels = Table(
     Column("shortcut", Text, nullable=False, server_default=""),
     Column("post_processor_id", Uuid),  # who created it, None for a person
     *_times(),
+    Column("deleted_at", Time),  # likewise
     UniqueConstraint("version_id", "normalised_name"),
     UniqueConstraint("version_id", "index"),
     UniqueConstraint("id", "version_id"),
@@ -201,6 +240,21 @@ item_splits = Table(
     Index("item_splits_item", "item_id", "version_id"),
 )
 
+item_states = Table(
+    "item_states",
+    metadata,
+    # What a client keeps about an item in a version; no row: never written, version 0.
+    Column("version_id", Uuid, ForeignKey("dataset_versions.id"), nullable=False),
+    Column("item_id", Uuid, ForeignKey("dataset_items.id"), nullable=False),
+    Column("id", Uuid, nullable=False, unique=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("version", Integer, nullable=False),  # +1 at each write
+    *_times(),
+    sa.PrimaryKeyConstraint("version_id", "item_id"),
+    CheckConstraint("version >= 1", name="version_is_positive"),
+)
+
 annotations = Table(
     "annotations",
     metadata,
@@ -263,6 +317,8 @@ annotations = Table(
         unique=True,
         postgresql_where=sa.text("source = 'inference'"),
     ),
+    # For lists by label, and for the deletion of a label.
+    Index("annotations_label", "label_id", "item_id"),
 )
 
 label_stats = Table(
@@ -513,6 +569,7 @@ operations = Table(
     Column("total", BigInteger),  # units of work, None while unknown
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("counts", JSONB, nullable=False, server_default="{}"),  # what was done, by word
+    Column("result", JSONB, nullable=False, server_default="{}"),  # what it made, and what it left
     Column("attempts", SmallInteger, nullable=False, server_default="0"),  # without progress
     Column("max_attempts", SmallInteger, nullable=False, server_default="5"),
     Column("lease_token", BigInteger, nullable=False, server_default="0"),

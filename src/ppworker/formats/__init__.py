@@ -1,0 +1,1 @@
+"""Archives of datasets, read and written: one file per format."""

@@ -1,0 +1,1 @@
+"""What people change: items, annotations, their review and their states."""

@@ -1,0 +1,1 @@
+"""Datasets go in and out as archives, are duplicated, and are deleted, step by step."""
