@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -82,13 +83,37 @@ def template(server_url: str) -> Iterator[str]:
     execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def database_url(server_url: str, template: str) -> Iterator[str]:
-    """URL of this test's own database."""
+@contextmanager
+def fresh_database(server_url: str, template: str) -> Iterator[str]:
+    """URL of a new migrated database, which is gone afterwards."""
     name = f"test_{uuid4().hex[:12]}"
     execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
     yield on(server_url, name)
     execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """URL of this test's own database."""
+    with fresh_database(server_url, template) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_deps(
+    server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[Deps]":
+    """The pipeline's collaborators on one database for all tests of a module."""
+    from ppworker import settings, wiring
+    from ppworker.store.db import Database
+
+    with fresh_database(server_url, template) as url:
+        database = Database(url, connections=12)
+        folder = tmp_path_factory.mktemp("module") / "data"
+        yield wiring.build_deps(
+            settings.load(database_url=url, data_dir=folder), database, emit=lambda _: None
+        )
+        database.close()
 
 
 @pytest.fixture

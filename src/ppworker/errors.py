@@ -6,6 +6,7 @@ PpworkerError
 │  ├─ Unauthenticated · Forbidden
 │  ├─ NotFound
 │  ├─ Conflict
+│  │  └─ Stale                    carries the version that there is by now
 │  └─ Invalid
 │     └─ Malformed · TooLarge
 ├─ RunnerError                   this attempt's doing; carries code, retryable, retry_after_s
@@ -51,6 +52,18 @@ class NotFound(RequestError):  # noqa: N818
 
 class Conflict(RequestError):  # noqa: N818
     """The thing is in a state that forbids the request."""
+
+
+class Stale(Conflict):
+    """The thing was changed since the caller read it.
+
+    Attributes:
+        current_version: of the thing, by now.
+    """
+
+    def __init__(self, message: str, *, current_version: int, field: str = "If-Match") -> None:
+        super().__init__(message, field=field)
+        self.current_version = current_version
 
 
 class Invalid(RequestError):  # noqa: N818

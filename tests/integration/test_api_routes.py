@@ -28,7 +28,7 @@ VERSION = BASE | {
 }  # fmt: skip
 DATASET = BASE | {
     "user_id": str, "notes": str, "has_logo": bool, "logo": str, "public": bool,
-    "shared_with_me": bool, "versions": [VERSION], "multi_label": bool, "default_splits": bool,
+    "shared_with_me": bool, "share_role": str, "versions": [VERSION], "multi_label": bool, "default_splits": bool,
     "content_type": str,
 }  # fmt: skip
 STAT = {

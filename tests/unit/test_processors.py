@@ -21,6 +21,7 @@ DATASET = Dataset(
     created_at=datetime.now(UTC),
     updated_at=datetime.now(UTC),
     version_id=uuid4(),
+    role="owner",
 )
 
 

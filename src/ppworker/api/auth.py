@@ -18,7 +18,7 @@ from ppworker.pipeline.setup.accounts import READ, WRITE
 from ppworker.store import accounts
 from ppworker.store.accounts import Holder
 
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _TOUCH_S = 60.0
 _REMEMBERED = 10_000
 
@@ -90,7 +90,7 @@ def _admit(request: Request) -> Holder:
     if not request.app.state.is_open():
         raise StoreUnavailable("the database has not been seen yet")
     holder = _holder(deps, request.headers.get("authorization", ""))
-    scope = READ if request.method in _READING else WRITE
+    scope = READ if request.method in READING else WRITE
     if holder.scopes and scope not in holder.scopes:
         raise Forbidden(f"this key is not for {scope}", field="Authorization")
     _note_use(request, deps, holder.key_id)

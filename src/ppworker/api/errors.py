@@ -19,6 +19,7 @@ from ppworker.errors import (
     Malformed,
     NotFound,
     PpworkerError,
+    Stale,
     StoreRefused,
     StoreUnavailable,
     TooLarge,
@@ -31,6 +32,7 @@ STATUS: Mapping[type[PpworkerError], int] = {
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
+    Stale: 412,
     TooLarge: 413,
     Invalid: 422,
     StoreRefused: 422,
@@ -54,6 +56,13 @@ class Problem(BaseModel):
     """What of the request is at fault, empty where nothing in it is."""
 
 
+class StaleProblem(Problem):
+    """Why a conditional write was not followed."""
+
+    current_version: int
+    """The version that there is by now; read it, and repeat your change on that."""
+
+
 def install(app: FastAPI) -> None:
     """Have every error answered in our shape."""
     app.add_exception_handler(PpworkerError, _ours)
@@ -61,10 +70,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _protocol)
 
 
+_SHAPES: Mapping[int, type[Problem]] = {412: StaleProblem}
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The description of errors for the published schema."""
     return {
-        status: {"model": Problem, "description": HTTPStatus(status).phrase}
+        status: {
+            "model": _SHAPES.get(status, Problem),
+            "description": HTTPStatus(status).phrase,
+        }
         for status in sorted(statuses)
     }
 
@@ -77,9 +92,19 @@ def status_of(error: PpworkerError) -> int:
     return 500
 
 
-def _answer(status: int, message: str, *, field: str = "", **headers: str) -> JSONResponse:
+def _answer(
+    status: int,
+    message: str,
+    *,
+    field: str = "",
+    current_version: int | None = None,
+    **headers: str,
+) -> JSONResponse:
     # What a request said is quoted, and half a character of it could not be sent.
-    problem = Problem(message=clean_text(message)[0], field=clean_text(field)[0])
+    said, about = clean_text(message)[0], clean_text(field)[0]
+    problem = Problem(message=said, field=about)
+    if current_version is not None:
+        problem = StaleProblem(message=said, field=about, current_version=current_version)
     return JSONResponse(
         problem.model_dump(),
         status_code=status,
@@ -102,6 +127,8 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
         raise error
     else:
         message = str(error)
+    if isinstance(error, Stale):
+        return _answer(status, message, field=field, current_version=error.current_version)
     return _answer(status, message, field=field)
 
 

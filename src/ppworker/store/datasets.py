@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 from ppworker.errors import Conflict, NotFound
 from ppworker.store.db import Tx, by_name
 from ppworker.store.ids import new_id
+from ppworker.store.shares import open_to, role_of
 from ppworker.store.tables import dataset_splits, dataset_versions, datasets, item_splits, users
 
 DEFAULT_SPLITS = ("train", "valid", "test")
@@ -29,6 +31,8 @@ class Dataset:
     updated_at: datetime
     version_id: UUID
     """The newest version."""
+    role: str
+    """What whoever asked may do with it: owner, writer or reader."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +125,13 @@ _DATASETS = (
 )
 
 
+def _asked_by(user_id: UUID) -> sa.Select[Any]:
+    return _DATASETS.add_columns(role_of(user_id).label("role"))
+
+
 def list_datasets(tx: Tx, user_id: UUID) -> list[Dataset]:
-    """The user's datasets, newest first, each with its newest version."""
-    rows = tx.execute(_DATASETS.where(datasets.c.user_id == user_id))
+    """The user's datasets and those shared with them, newest first, with their newest versions."""
+    rows = tx.execute(_asked_by(user_id).where(open_to(user_id)))
     return [Dataset(**by_name(row)) for row in rows]
 
 
@@ -133,7 +141,7 @@ def get_dataset(tx: Tx, user_id: UUID, reference: str) -> Dataset:
     Raises:
         NotFound: there is none, or it is somebody else's.
     """
-    owned = _DATASETS.where(datasets.c.user_id == user_id)
+    owned = _asked_by(user_id).where(datasets.c.user_id == user_id)
     id_ = as_id(reference)
     wanted = datasets.c.id == id_ if id_ else datasets.c.name == reference
     row = tx.execute(owned.where(wanted)).one_or_none()
@@ -146,9 +154,9 @@ def get_dataset(tx: Tx, user_id: UUID, reference: str) -> Dataset:
 
 
 def find_dataset(tx: Tx, user_id: UUID, dataset_id: UUID) -> Dataset | None:
-    """The user's dataset; None when there is none, or it is somebody else's."""
+    """The user's dataset, or one that is shared with them; None when it is neither."""
     row = tx.execute(
-        _DATASETS.where(datasets.c.user_id == user_id, datasets.c.id == dataset_id)
+        _asked_by(user_id).where(datasets.c.id == dataset_id, role_of(user_id).is_not(None))
     ).one_or_none()
     return None if row is None else Dataset(**by_name(row))
 
@@ -206,14 +214,10 @@ def list_splits_of(tx: Tx, version_ids: Sequence[UUID]) -> list[Split]:
     return [Split(**by_name(row)) for row in rows]
 
 
-def find_split(tx: Tx, user_id: UUID, version_id: UUID, split_id: UUID) -> Split | None:
-    """The split of that version of the user's; None where one of the three does not fit."""
+def find_split(tx: Tx, version_id: UUID, split_id: UUID) -> Split | None:
+    """The split of that version; whose it is is the caller's to know."""
     row = tx.execute(
-        _SPLITS.where(
-            datasets.c.user_id == user_id,
-            dataset_splits.c.version_id == version_id,
-            dataset_splits.c.id == split_id,
-        )
+        _SPLITS.where(dataset_splits.c.version_id == version_id, dataset_splits.c.id == split_id)
     ).one_or_none()
     return None if row is None else Split(**by_name(row))
 

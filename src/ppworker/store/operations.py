@@ -96,11 +96,15 @@ def insert_operation(
     )
 
 
-_FIND = sa.text(_READ + "WHERE o.id = :id AND o.user_id = :user")
+_FIND = sa.text(
+    _READ  # noqa: S608  the constant above
+    + "WHERE o.id = :id AND (o.user_id = :user OR EXISTS (SELECT 1 FROM shares s "
+    "WHERE s.dataset_id = o.dataset_id AND s.user_id = :user))"
+)
 
 
 def find_operation(tx: Tx, user_id: UUID, id_: UUID) -> Operation | None:
-    """The user's operation, None when there is none or it is somebody else's."""
+    """The user's operation, or one on a dataset shared with them; None when it is neither."""
     row = tx.execute(_FIND, {"id": id_, "user": user_id}).one_or_none()
     return None if row is None else _operation(row)
 

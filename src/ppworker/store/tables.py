@@ -366,6 +366,8 @@ post_processors = Table(
     Column("model_type", Text, nullable=False),
     Column("runner", Text, nullable=False),
     Column("runner_config", JSONB, nullable=False, server_default="{}"),
+    Column("model_id", Uuid),  # the model that runner and options were taken from, if any
+    Column("model_version", Text, nullable=False, server_default=""),
     Column("reads", Text, nullable=False),
     Column("media_types", ARRAY(Text), nullable=False),
     Column("enabled", Boolean, nullable=False, server_default=sa.text("true")),
@@ -552,6 +554,92 @@ inferences = Table(
     Column("raw", JSONB, nullable=False),  # as it was given
     Column("created_at", Time, nullable=False, server_default=NOW),
     UniqueConstraint("dataset_id", "external_id"),
+)
+
+models = Table(
+    "models",
+    metadata,
+    # A person's own model: a runner with options, or none, which only collects inferences.
+    _id(),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("notes", Text, nullable=False, server_default=""),
+    Column("kind", Text, nullable=False, server_default=""),
+    Column("config", Text, nullable=False, server_default=""),  # JSON text
+    Column("application_id", Text, nullable=False, server_default=""),
+    Column("active_version_id", Uuid),
+    Column("auto_convert", Boolean, nullable=False, server_default=sa.text("true")),
+    Column("privacy_enabled", Boolean, nullable=False, server_default=sa.text("false")),
+    *_times(),
+    Column("deleted_at", Time),
+    Index(
+        "models_live",
+        "user_id",
+        "id",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    ),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    _id(),
+    Column("model_id", Uuid, ForeignKey("models.id"), nullable=False),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("version", Text, nullable=False, server_default=""),
+    Column("version_number", Integer, nullable=False),
+    Column("config", Text, nullable=False, server_default=""),  # stands for the model's where set
+    Column("application_id", Text, nullable=False, server_default=""),
+    Column("dataset_id", Text, nullable=False, server_default=""),  # what it was made from, as told
+    Column("dataset_version_id", Text, nullable=False, server_default=""),
+    Column("job_id", Text, nullable=False, server_default=""),
+    Column("metrics", JSONB, nullable=False, server_default="[]"),
+    *_times(),
+    Column("deleted_at", Time),
+    UniqueConstraint("model_id", "version_number"),
+)
+
+model_inferences = Table(
+    "model_inferences",
+    metadata,
+    # What a model said, here or elsewhere, with what it was asked, until it becomes an item.
+    _id(),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("model_id", Uuid, nullable=False),  # no foreign key: built-in models have no row
+    Column("model_version_id", Uuid),  # likewise
+    Column("name", Text, nullable=False, server_default=""),  # the text, or the file's name
+    Column("description", Text, nullable=False, server_default=""),
+    Column("prediction", Text, nullable=False, server_default=""),
+    Column("confidence", Double),
+    Column("extension", Text, nullable=False, server_default=""),
+    Column("error_reported", Boolean, nullable=False, server_default=sa.text("false")),
+    Column("error", Text, nullable=False, server_default=""),
+    Column("application_id", Text, nullable=False, server_default=""),
+    Column("inference_host", Text, nullable=False, server_default=""),
+    Column("inference_time", Text, nullable=False, server_default=""),
+    Column("end_to_end_time", Text, nullable=False, server_default=""),
+    Column("result", Text, nullable=False, server_default=""),
+    Column("items", JSONB, nullable=False, server_default="[]"),  # its predictions
+    Column("hidden", Boolean, nullable=False, server_default=sa.text("false")),
+    Column("privacy_enabled", Boolean, nullable=False, server_default=sa.text("false")),
+    Column("config", Text, nullable=False, server_default="{}"),
+    Column("content_sha256", Text, ForeignKey("blobs.sha256")),
+    Column("media_type", Text, nullable=False, server_default=""),
+    Column("dataset_item_id", Uuid),  # what it became last; no foreign key: items may go
+    *_times(),
+    Index("model_inferences_model", "user_id", "model_id", "id"),
+    Index("model_inferences_version", "user_id", "model_version_id", "id"),
+    # Those that nobody has added yet: what is asked for most.
+    Index(
+        "model_inferences_open",
+        "user_id",
+        "model_id",
+        "id",
+        postgresql_where=sa.text("dataset_item_id IS NULL AND NOT hidden"),
+    ),
 )
 
 operations = Table(

@@ -1,13 +1,15 @@
 """Versions of datasets: each has its own splits, labels and annotations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from ppworker.store.db import Tx, by_name
+from ppworker.store.shares import OWNER, role_of
 from ppworker.store.tables import dataset_versions, datasets
 
 
@@ -24,24 +26,36 @@ class Version:
     """Text of the client's own; given back as it came."""
     created_at: datetime
     updated_at: datetime
+    role: str = OWNER
+    """What whoever asked may do with its dataset; the owner's where nobody asked."""
 
 
+_OWN = (
+    "id", "dataset_id", "name", "description", "default_split", "config", "created_at",
+    "updated_at",
+)  # fmt: skip
 _VERSIONS = (
-    sa.select(*(dataset_versions.c[field.name] for field in fields(Version)))
+    sa.select(
+        *(dataset_versions.c[name] for name in _OWN),
+        # What is beneath a dataset is its owner's, whoever made it.
+        datasets.c.user_id,
+    )
     .join(datasets, datasets.c.id == dataset_versions.c.dataset_id)
     .where(datasets.c.deleted_at.is_(None), dataset_versions.c.deleted_at.is_(None))
 )
 
 
-def find_version(tx: Tx, user_id: UUID, dataset_id: UUID, version_id: UUID) -> Version | None:
-    """The version of that dataset of the user's; None where one of the three does not fit."""
-    row = tx.execute(
-        _VERSIONS.where(
-            datasets.c.user_id == user_id,
-            datasets.c.id == dataset_id,
-            dataset_versions.c.id == version_id,
-        )
-    ).one_or_none()
+def find_version(
+    tx: Tx, user_id: UUID, dataset_id: UUID | None, version_id: UUID
+) -> Version | None:
+    """The version of that dataset, or of any, that is the user's or shared with them; else None."""
+    role = role_of(user_id)
+    query: sa.Select[Any] = _VERSIONS.add_columns(role.label("role")).where(
+        dataset_versions.c.id == version_id, role.is_not(None)
+    )
+    if dataset_id is not None:
+        query = query.where(datasets.c.id == dataset_id)
+    row = tx.execute(query).one_or_none()
     return None if row is None else Version(**by_name(row))
 
 

@@ -17,6 +17,7 @@ from ppworker.pipeline.setup import catalogue
 from ppworker.store import datasets, versions
 from ppworker.store.datasets import DEFAULT_SPLITS, Dataset
 from ppworker.store.db import Tx
+from ppworker.store.shares import OWNER
 
 router = APIRouter(route_class=KeyedRoute, tags=["datasets"], responses=responses(401, 403, 503))
 
@@ -30,6 +31,8 @@ class DatasetAnswer(Base):
     logo: str = ""
     public: bool = False
     shared_with_me: bool = False
+    share_role: str = ""
+    """What you may do with it where it is shared with you: reader or writer."""
     versions: list[VersionAnswer] = []
     multi_label: bool = False
     default_splits: bool = False
@@ -52,7 +55,7 @@ class NewDataset(Asked):
 
 @router.get("/datasets")
 def list_datasets(deps: Room, caller: Caller) -> list[DatasetAnswer]:
-    """Your datasets, newest first."""
+    """Your datasets and those shared with you, newest first."""
     with deps.db.look() as tx:
         return _described(tx, datasets.list_datasets(tx, caller.user_id))
 
@@ -101,6 +104,8 @@ def _shown(dataset: Dataset, own: list[VersionAnswer]) -> DatasetAnswer:
         description=dataset.description,
         user_id=dataset.user_id,
         notes=dataset.notes,
+        shared_with_me=dataset.role != OWNER,
+        share_role="" if dataset.role == OWNER else dataset.role,
         versions=own,
         multi_label=dataset.multi_label,
         default_splits=names >= set(DEFAULT_SPLITS),

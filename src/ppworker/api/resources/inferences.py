@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator, ValidationError
 
-from ppworker.api.auth import Caller, KeyedRoute, Room
+from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paths import SplitPath
 from ppworker.api.resources import operations as operation_routes
@@ -125,7 +125,6 @@ def add_inferences(
     request: Request,
     response: Response,
     deps: Room,
-    caller: Caller,
     split: SplitPath,
     *,
     body: InferencesBody,
@@ -142,7 +141,7 @@ def add_inferences(
     echo = _echo(sent)  # before anything is written: what cannot be given back is refused
     accepted = inferences.add(deps, split, sent, keep_annotations=keep)
     waiting: Waiting = request.app.state.waiting
-    operation = waiting.follow(deps, caller.user_id, accepted.operation_id)
+    operation = waiting.follow(deps, split.user_id, accepted.operation_id)
     if operation.status == Status.FAILED:
         raise Conflict(
             f"operation {operation.id} failed: {operation.error or operation.reason}",

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from ppworker.api.auth import Caller, KeyedRoute, KeyedUploadRoute, Room
+from ppworker.api.auth import KeyedRoute, KeyedUploadRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paging import DEFAULT_PAGE, PageCount, PageSize, QueryFlag, QueryText
 from ppworker.api.paths import ItemPath, VersionPath, identity, missing
@@ -121,14 +121,14 @@ def _check_filters(tx: Tx, version: Version, filters: Filters) -> None:
 @router.post(
     "/datasets/{dataset_id}/versions/{version_id}/items", responses=responses(400, 409, 413, 422)
 )
-def create_item(deps: Room, caller: Caller, version: VersionPath, body: NewItem) -> ItemAnswer:
+def create_item(deps: Room, version: VersionPath, body: NewItem) -> ItemAnswer:
     """Make an item. With text its post-processors run; without, they do when it gets its file."""
     if body.annotations:
         raise Invalid(
             "an item is made without annotations; leave the list empty", field="annotations"
         )
     with deps.db.look() as tx:
-        there = datasets.list_splits(tx, caller.user_id, version.id)
+        there = datasets.list_splits(tx, version.user_id, version.id)
     draft = item_files.Draft(
         name=body.name or "",
         description=body.description or "",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from pydantic import BeforeValidator
 
-from ppworker.api.auth import Caller, KeyedRoute, Room
+from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paging import PageCount, PageSize, QueryText, absent
 from ppworker.api.paths import DatasetPath, ItemPath, VersionPath, identity, missing
@@ -102,13 +102,11 @@ def list_item_jobs(deps: Room, version: VersionPath, item: ItemPath) -> list[Job
     "/datasets/{dataset_id}/versions/{version_id}/items/{item_id}/jobs/{job_id}/retry",
     responses=responses(409),
 )
-def retry_job(
-    deps: Room, caller: Caller, version: VersionPath, item: ItemPath, job_id: str
-) -> JobAnswer:
+def retry_job(deps: Room, version: VersionPath, item: ItemPath, job_id: str) -> JobAnswer:
     """Run a failed job again, with a fresh budget of attempts; of many callers one succeeds."""
     filters = Filters(version_id=version.id, item_id=item.id, job_id=identity(job_id, "job"))
     _one(deps, version, filters)
-    operate.retry(deps, caller.user_id, identity(job_id, "job"))
+    operate.retry(deps, version.user_id, identity(job_id, "job"))
     return JobAnswer.model_validate(_values(_one(deps, version, filters)))
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from ppworker.api.auth import Caller, KeyedRoute, Room
+from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paths import DatasetPath, identity, missing
 from ppworker.api.resources.processor_fields import (
@@ -36,9 +36,7 @@ def list_post_processors(deps: Room, dataset: DatasetPath) -> list[ProcessorAnsw
 
 
 @router.post("/datasets/{dataset_id}/post-processors", responses=_WRITING)
-def create_post_processor(
-    deps: Room, caller: Caller, dataset: DatasetPath, body: ProcessorBody
-) -> ProcessorAnswer:
+def create_post_processor(deps: Room, dataset: DatasetPath, body: ProcessorBody) -> ProcessorAnswer:
     """Make a post-processor; it runs on every item that comes from now on."""
     with _fields():
         given, options = settings_of(body)
@@ -47,7 +45,7 @@ def create_post_processor(
         given["runner_config"] = given.get("runner_config", {}) | options
         if "runner" not in given:
             given["runner"] = processors.built_in(model_type)
-        made = processors.create(deps, caller.user_id, dataset, Wanted(**given), by_path=False)
+        made = processors.create(deps, dataset.user_id, dataset, Wanted(**given), by_path=False)
     return _read(deps, dataset.id, made.id)
 
 
@@ -61,13 +59,13 @@ def read_post_processor(
 
 @router.put("/datasets/{dataset_id}/post-processors/{post_processor_id}", responses=_WRITING)
 def change_post_processor(
-    deps: Room, caller: Caller, dataset: DatasetPath, post_processor_id: str, body: ProcessorBody
+    deps: Room, dataset: DatasetPath, post_processor_id: str, body: ProcessorBody
 ) -> ProcessorAnswer:
     """Change a post-processor; null leaves a field as it is, and so does a redacted secret."""
     id_ = identity(post_processor_id, "post-processor")
     with _fields():
         given, options = settings_of(body)
-        processor_changes.change(deps, caller.user_id, dataset, id_, given, options=options)
+        processor_changes.change(deps, dataset.user_id, dataset, id_, given, options=options)
     return _read(deps, dataset.id, id_)
 
 

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from ppworker.api.auth import Caller, KeyedRoute, Room
+from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paths import VersionPath
 from ppworker.api.wire import Base, Text
@@ -25,8 +25,8 @@ def shown(split: Split) -> SplitAnswer:
 
 
 @router.get("/datasets/{dataset_id}/versions/{version_id}/splits")
-def list_splits(deps: Room, caller: Caller, version: VersionPath) -> list[SplitAnswer]:
+def list_splits(deps: Room, version: VersionPath) -> list[SplitAnswer]:
     """Splits of a version, oldest first."""
     with deps.db.look() as tx:
-        found = datasets.list_splits(tx, caller.user_id, version.id)
+        found = datasets.list_splits(tx, version.user_id, version.id)
     return [shown(split) for split in found]

@@ -23,10 +23,15 @@ def _text(name: str) -> sa.Column[str]:
     return sa.Column(name, sa.Text(), server_default="", nullable=False)
 
 
+def _flag(name: str, default: str = "false") -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean(), server_default=sa.text(default), nullable=False)
+
+
 def upgrade() -> None:
     _accounts()
     _datasets()
     _items()
+    _models()
     op.add_column(
         "operations",
         sa.Column("result", postgresql.JSONB(), server_default="{}", nullable=False),
@@ -107,3 +112,90 @@ def _items() -> None:
         sa.UniqueConstraint("id", name=op.f("item_states_id_key")),
     )
     op.create_index("annotations_label", "annotations", ["label_id", "item_id"])
+
+
+def _models() -> None:
+    op.add_column("post_processors", sa.Column("model_id", sa.UUID(), nullable=True))
+    op.add_column("post_processors", _text("model_version"))
+    op.create_table(
+        "models",
+        sa.Column("id", sa.UUID(), nullable=False),
+        sa.Column("user_id", sa.UUID(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        *map(_text, ("description", "notes", "kind", "config", "application_id")),
+        sa.Column("active_version_id", sa.UUID(), nullable=True),
+        _flag("auto_convert", "true"),
+        _flag("privacy_enabled"),
+        *_times(),
+        sa.Column("deleted_at", _TIME, nullable=True),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("models_user_id_fkey")),
+        sa.PrimaryKeyConstraint("id", name=op.f("models_pkey")),
+    )
+    op.create_index(
+        "models_live", "models", ["user_id", "id"], postgresql_where=sa.text("deleted_at IS NULL")
+    )
+    op.create_table(
+        "model_versions",
+        sa.Column("id", sa.UUID(), nullable=False),
+        sa.Column("model_id", sa.UUID(), nullable=False),
+        sa.Column("user_id", sa.UUID(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        *map(_text, ("description", "version")),
+        sa.Column("version_number", sa.Integer(), nullable=False),
+        *map(_text, ("config", "application_id", "dataset_id", "dataset_version_id", "job_id")),
+        sa.Column("metrics", postgresql.JSONB(), server_default="[]", nullable=False),
+        *_times(),
+        sa.Column("deleted_at", _TIME, nullable=True),
+        sa.ForeignKeyConstraint(
+            ["model_id"], ["models.id"], name=op.f("model_versions_model_id_fkey")
+        ),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("model_versions_user_id_fkey")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("model_versions_pkey")),
+        sa.UniqueConstraint(
+            "model_id", "version_number", name=op.f("model_versions_model_id_version_number_key")
+        ),
+    )
+    _model_inferences()
+
+
+def _model_inferences() -> None:
+    op.create_table(
+        "model_inferences",
+        sa.Column("id", sa.UUID(), nullable=False),
+        sa.Column("user_id", sa.UUID(), nullable=False),
+        sa.Column("model_id", sa.UUID(), nullable=False),
+        sa.Column("model_version_id", sa.UUID(), nullable=True),
+        *map(_text, ("name", "description", "prediction")),
+        sa.Column("confidence", sa.Double(), nullable=True),
+        _text("extension"),
+        _flag("error_reported"),
+        *map(_text, ("error", "application_id", "inference_host", "inference_time")),
+        *map(_text, ("end_to_end_time", "result")),
+        sa.Column("items", postgresql.JSONB(), server_default="[]", nullable=False),
+        _flag("hidden"),
+        _flag("privacy_enabled"),
+        sa.Column("config", sa.Text(), server_default="{}", nullable=False),
+        sa.Column("content_sha256", sa.Text(), nullable=True),
+        _text("media_type"),
+        sa.Column("dataset_item_id", sa.UUID(), nullable=True),
+        *_times(),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("model_inferences_user_id_fkey")
+        ),
+        sa.ForeignKeyConstraint(
+            ["content_sha256"],
+            ["blobs.sha256"],
+            name=op.f("model_inferences_content_sha256_fkey"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("model_inferences_pkey")),
+    )
+    for name, column in (("model", "model_id"), ("version", "model_version_id")):
+        op.create_index(f"model_inferences_{name}", "model_inferences", ["user_id", column, "id"])
+    op.create_index(
+        "model_inferences_open",
+        "model_inferences",
+        ["user_id", "model_id", "id"],
+        postgresql_where=sa.text("dataset_item_id IS NULL AND NOT hidden"),
+    )

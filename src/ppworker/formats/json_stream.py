@@ -1,0 +1,188 @@
+"""Reads arrays of JSON objects of any length, one element at a time, in bounded memory.
+
+A window of the file is decoded at a time; only one element must fit into memory. What is no JSON,
+nests too deep, or is larger than any element of such a file should be, is refused with the name of
+the file and the place.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import IO, Any, NoReturn
+
+from ppworker.errors import Invalid
+
+MAX_ELEMENT = 8 << 20
+"""Longest element of an array (and longest value that is no array), in characters."""
+MAX_KEYS = 1_000
+"""Most keys of the outermost object."""
+_WINDOW = 64 << 10
+"""Bytes read at least at a time."""
+_LONGEST_WORD = 16
+"""No escape, and no word such as ``false``, is longer."""
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+Element = tuple[str, int, Any]
+"""Key of the outermost object (empty for an outermost array), position in its array, value."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def elements(file: IO[bytes], name: str) -> Iterator[Element]:
+    """Every element of an outermost array, or of each array of an outermost object.
+
+    A key whose value is no array gives that one value, with position -1.
+
+    Raises:
+        Invalid: the file is no JSON of this form; the message names the file and the place.
+    """
+    window = _Window(file, name)
+    opening = window.peek()
+    if opening == "[":
+        yield from _array(window, "")
+    elif opening == "{":
+        yield from _object(window)
+    else:
+        window.refuse("holds neither a list nor an object")
+    if window.peek():
+        window.refuse("goes on behind its end", "")
+
+
+def whole(file: IO[bytes], name: str) -> Any:
+    """The one value of a small file, as settings and colours are.
+
+    Raises:
+        Invalid: it is no JSON, or larger than an element may be.
+    """
+    window = _Window(file, name)
+    if not window.peek():
+        window.refuse("is empty")
+    value = window.value("")
+    if window.peek():
+        window.refuse("goes on behind its end", "")
+    return value
+
+
+def _array(window: "_Window", key: str) -> Iterator[Element]:
+    window.take("[", key)
+    index = 0
+    if window.peek() == "]":
+        window.take("]", key)
+        return
+    while True:
+        place = f"{key}[{index}]"
+        yield key, index, window.value(place)
+        index += 1
+        if window.peek() == "]":
+            window.take("]", place)
+            return
+        window.take(",", place)
+
+
+def _object(window: "_Window") -> Iterator[Element]:
+    window.take("{", "")
+    if window.peek() == "}":
+        window.take("}", "")
+        return
+    for _ in range(MAX_KEYS):
+        key = window.value("the next key") if window.peek() == '"' else None
+        if not isinstance(key, str):
+            window.refuse("a key is no string")
+        window.take(":", key)
+        if window.peek() == "[":
+            yield from _array(window, key)
+        else:
+            yield key, -1, window.value(key)
+        if window.peek() == "}":
+            window.take("}", key)
+            return
+        window.take(",", key)
+    window.refuse(f"has more than {MAX_KEYS:,} keys")
+
+
+class _Window:
+    """The part of the file that is decoded at the moment."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file = file
+        self._name = name
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = ""
+        self._at = 0
+        self._is_over = False
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            found = _SPACE.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def take(self, character: str, place: str) -> None:
+        if self.peek() != character:
+            there = self.peek()
+            said = f"there is {there!r}" if there else "the file ends"
+            self.refuse(f"{said} where {character!r} is expected", place)
+        self._at += 1
+
+    def value(self, place: str) -> Any:
+        """The next value, whole."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                # An element that the end of the window cuts looks broken, but only at its end.
+                is_cut = error.msg.startswith("Unterminated") or (
+                    len(self._text) - error.pos < _LONGEST_WORD
+                )
+                if is_cut and len(self._text) - self._at > MAX_ELEMENT:
+                    self.refuse(f"is longer than {MAX_ELEMENT:,} characters", place)
+                if not is_cut or not self._more():
+                    self.refuse(f"is no JSON ({error.msg})", place)
+            except RecursionError:
+                self.refuse("nests too deep", place)
+            except ValueError as error:  # NaN, or an integer of thousands of digits
+                self.refuse(f"is no JSON ({error})", place)
+            else:
+                # A number at the very end of the window may go on behind it.
+                if end < len(self._text) or not self._more():
+                    if end - self._at > MAX_ELEMENT:
+                        self.refuse(f"is longer than {MAX_ELEMENT:,} characters", place)
+                    self._at = end
+                    return value
+
+    def refuse(self, what: str, place: str = "") -> NoReturn:
+        where = f"{self._name}: {_short(place)}: " if place else f"{self._name}: "
+        raise Invalid(
+            f"{where}{what}. Write the file as JSON (RFC 8259) in UTF-8 and send the archive again",
+            field="file",
+        )
+
+    def _more(self) -> bool:
+        """Read on, at least as much again as is undecided; whether anything came."""
+        if self._is_over:
+            return False
+        undecided = self._text[self._at :]
+        try:
+            read = self._file.read(max(_WINDOW, len(undecided)))
+            self._is_over = not read
+            self._text = undecided + self._decode.decode(read, final=self._is_over)
+        except UnicodeDecodeError:
+            self.refuse("is not UTF-8")
+        self._at = 0
+        # A window may end within a character, which is no end of the file.
+        return not self._is_over or len(self._text) > len(undecided)
+
+
+def _short(place: str) -> str:
+    return place if len(place) <= 100 else f"{place[:100]}..."  # noqa: PLR2004  a line of a message

@@ -1,0 +1,326 @@
+"""One case for each route: how it is asked well, what it answers, how it is asked badly.
+
+The walk over the router, the test of two users and the published schema all read this table. A new
+route needs a case here, and nothing else.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from api_shapes import (
+    ANNOTATION,
+    BLOB,
+    DATASET,
+    INFERENCES,
+    ITEM,
+    JOB,
+    JOB_DETAILS,
+    LABEL,
+    OPERATION,
+    PROCESSOR,
+    SPLIT,
+    STAT,
+    STATE,
+    VERSION,
+    Raw,
+)
+from api_things import Things, archive, filled, picture
+
+CONTRACT = """
+GET /dataset-versions/{version_id}/splits
+GET /datasets/{dataset_id}/versions
+POST /datasets/{dataset_id}/versions
+GET /datasets/{dataset_id}/versions/{version_id}
+PUT /datasets/{dataset_id}/versions/{version_id}
+DELETE /datasets/{dataset_id}/versions/{version_id}
+GET /datasets/{dataset_id}/versions/{version_id}/download
+GET /datasets/{dataset_id}/versions/{version_id}/download/{split_id}
+POST /datasets/{dataset_id}/versions/{version_id}/new
+POST /datasets/{dataset_id}/versions/{version_id}/upload
+POST /datasets/{dataset_id}/versions/{version_id}/upload/{format}
+GET /datasetversions/{version_id}
+GET /datasets/{dataset_id}/versions/{version_id}/labels/splits/{split_id}
+GET /datasets/{dataset_id}/versions/{version_id}/labels/stats/splits/{split_id}
+GET /datasets/{dataset_id}/versions/{version_id}/splits
+POST /datasets/{dataset_id}/versions/{version_id}/splits
+GET /datasets/{dataset_id}/versions/{version_id}/splits/{split_id}
+PUT /datasets/{dataset_id}/versions/{version_id}/splits/{split_id}
+DELETE /datasets/{dataset_id}/versions/{version_id}/splits/{split_id}
+POST /datasets/{dataset_id}/versions/{version_id}/splits/{split_id}/add_inferences
+GET /datasets/{dataset_id}/versions/{version_id}/items
+POST /datasets/{dataset_id}/versions/{version_id}/items
+GET /datasets/{dataset_id}/versions/{version_id}/items/{item_id}
+PUT /datasets/{dataset_id}/versions/{version_id}/items/{item_id}
+GET /datasets/{dataset_id}/versions/{version_id}/items/{item_id}/download
+POST /datasets/{dataset_id}/versions/{version_id}/items/{item_id}/upload
+GET /datasets/{dataset_id}/versions/{version_id}/items/{item_id}/jobs
+POST /datasets/{dataset_id}/versions/{version_id}/items/{item_id}/jobs/{job_id}/retry
+DELETE /datasets/{dataset_id}/versions/{version_id}/splits/{split_id}/items/{item_id}
+""".strip().splitlines()
+"""The routes of the public contract, each by name."""
+assert len(set(CONTRACT)) == 29
+
+
+def bare(route: str) -> str:
+    """A route without the names of its parts: what they are called is nobody's contract."""
+    return re.sub(r"\{\w+(:\w+)?\}", "{}", route)
+
+
+@dataclass(kw_only=True)
+class Bad:
+    """A body that is refused, and the field that the error names."""
+
+    body: Any
+    field: str
+    status: int = 422
+
+
+@dataclass(kw_only=True)
+class Case:
+    """One route."""
+
+    method: str
+    path: str
+    shape: Any
+    """What it answers; None where it answers nothing."""
+    status: int = 200
+    body: Any = None
+    file: tuple[str, bytes, str] | None = None
+    query: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    first: "list[Case]" = field(default_factory=list)
+    """What is asked before, so that there is anything to answer."""
+    bad: list[Bad] = field(default_factory=list)
+    bodyless: bool = False
+    """Whether it takes no body, or any."""
+    is_open: bool = False
+    """Whether it needs no key."""
+    is_account: bool = False
+    """Whether it is about whoever asks, so that a stranger is answered by their own."""
+    may_be_empty: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the things in the path."""
+        return [part for part in re.findall(r"\{(\w+)\}", self.path) if part != "format"]
+
+    def ask(self, client: httpx2.Client, ids: dict[str, str], body: Any = ...) -> httpx2.Response:
+        """The answer to it, asked well unless another body is given."""
+        options: dict[str, Any] = {"headers": filled(self.headers, ids)}
+        content = filled(self.body if body is ... else body, ids)
+        if self.file is not None:
+            options["files"] = {"file": self.file}
+        elif content is not None:
+            # As the contract's own client does: JSON without a content type.
+            options["content"] = json.dumps(content)
+        query = filled(self.query, ids)
+        return client.request(self.method, filled(self.path, ids), params=query, **options)
+
+    def prepare(self, things: Things) -> None:
+        """Ask what comes first."""
+        for step in self.first:
+            response = step.ask(things.me, things.ids)
+            assert response.is_success, f"{step.name}: {response.text}"
+
+
+D = "/datasets/{dataset_id}"
+V = D + "/versions/{version_id}"
+S = V + "/splits/{split_id}"
+I = V + "/items/{item_id}"  # noqa: E741  the letter of the reference
+P = D + "/post-processors"
+NOTE = ("note.txt", b"hello again", "text/plain")
+PICTURE = ("dot.png", picture("case"), "image/png")
+FOLDERS = ("dataset.zip", archive(train__dog__one_txt="a dog"), "application/x-zip-compressed")
+ZIP = Raw("application/zip")
+REFERENCE = {"id": "{split_id}", "name": "train", "version_id": "{version_id}"}
+
+DATASETS = [
+    Case(method="GET", path="/datasets", shape=[DATASET], is_account=True),
+    Case(
+        method="POST", path="/datasets", shape=DATASET, is_account=True,
+        body={"name": "new", "content_type": "text", "default_splits": True, "id": None},
+        bad=[
+            Bad(body={"name": "new", "content_type": "text", "multi_label": "perhaps"},
+                field="multi_label"),
+            Bad(body={"name": 7, "content_type": "text"}, field="name"),
+        ],
+    ),
+    Case(method="GET", path=D, shape=DATASET),
+    Case(
+        method="PUT", path=D, shape=DATASET,
+        body={"name": "renamed{mark}", "notes": None, "versions": [{"name": None}]},
+        bad=[Bad(body={"name": "n", "multi_label": "perhaps"}, field="multi_label")],
+    ),
+    Case(method="DELETE", path=D, shape=None, status=204),
+    Case(method="POST", path=f"{D}/upload", shape=DATASET, file=PICTURE),
+    Case(
+        method="GET", path=f"{D}/logo", shape=Raw("image/png"),
+        first=[Case(method="POST", path=f"{D}/upload", shape=DATASET, file=PICTURE)],
+    ),
+]  # fmt: skip
+
+VERSIONS = [
+    Case(method="GET", path=f"{D}/versions", shape=[VERSION]),
+    Case(
+        method="POST", path=f"{D}/versions", shape=VERSION,
+        body={"name": "second", "dataset_id": "{dataset_id}", "labels": [], "splits": []},
+        bad=[Bad(body={"name": ["second"]}, field="name")],
+    ),
+    Case(method="GET", path=V, shape=VERSION),
+    Case(method="GET", path="/datasetversions/{version_id}", shape=VERSION),
+    Case(
+        method="PUT", path=V, shape=VERSION,
+        body={"name": None, "config": '{"column_names": "a,b"}', "default_split": None,
+              "dataset_id": "{dataset_id}", "labels": None},
+        bad=[Bad(body={"config": {"column_names": "a"}}, field="config")],
+    ),
+    Case(method="DELETE", path=V, shape=None, status=204),
+    Case(
+        method="POST", path=f"{V}/new", shape=VERSION,
+        body={"dataset_id": "{dataset_id}", "name": None},
+        bad=[Bad(body={"name": 5}, field="name")],
+    ),
+    Case(method="GET", path=f"{V}/download", shape=ZIP),
+    Case(method="GET", path=f"{V}/download/{{split_id}}", shape=ZIP),
+    Case(method="POST", path=f"{V}/upload", shape=VERSION, file=FOLDERS),
+    Case(method="POST", path=f"{V}/upload/{{format}}", shape=VERSION, file=FOLDERS),
+]  # fmt: skip
+
+SPLITS = [
+    Case(method="GET", path=f"{V}/splits", shape=[SPLIT]),
+    Case(method="GET", path="/dataset-versions/{version_id}/splits", shape=[SPLIT]),
+    Case(
+        method="POST", path=f"{V}/splits", shape=SPLIT,
+        body={"name": "further{mark}", "version_id": "{version_id}"},
+        bad=[Bad(body={"name": {}}, field="name"), Bad(body={"name": ""}, field="name")],
+    ),
+    Case(method="GET", path=S, shape=SPLIT),
+    Case(
+        method="PUT", path=S, shape=SPLIT, body={"name": "renamed{mark}", "description": None},
+        bad=[Bad(body={"name": False}, field="name")],
+    ),
+    Case(method="DELETE", path=S, shape=None, status=204),
+    Case(
+        method="POST", path=f"{S}/add_inferences", shape=INFERENCES,
+        body={"inferences": [{"id": "i2{mark}", "name": "b", "inference_items": [
+            {"prediction": "cat", "confidence": 0.5, "name": None}]}]},
+        bad=[Bad(
+            body={"inferences": [{"inference_items": [{"prediction": "x", "confidence": 3}]}]},
+            field="inferences[0].inference_items[0].confidence",
+        )],
+    ),
+]  # fmt: skip
+
+LABELS = [
+    Case(method="GET", path=f"{V}/labels", shape=[LABEL]),
+    Case(
+        method="POST", path=f"{V}/labels", shape=LABEL,
+        body={"name": "further{mark}", "version_id": "{version_id}", "index": 0, "color": None},
+        bad=[Bad(body={"name": 3}, field="name"), Bad(body={"name": ""}, field="name")],
+    ),
+    Case(method="GET", path=f"{V}/labels/{{label_id}}", shape=LABEL),
+    Case(
+        method="PUT", path=f"{V}/labels/{{label_id}}", shape=LABEL,
+        body={"name": "renamed{mark}", "color": "#010203", "shortcut": None},
+        bad=[Bad(body={"name": "x", "color": 5}, field="color")],
+    ),
+    Case(method="DELETE", path=f"{V}/labels/{{label_id}}", shape=None, status=204),
+    Case(method="GET", path=f"{V}/labels/splits/{{split_id}}", shape=[STAT]),
+    Case(method="GET", path=f"{V}/labels/stats/splits/{{split_id}}", shape=STAT),
+]  # fmt: skip
+
+ITEMS = [
+    Case(method="GET", path=f"{V}/items", shape=[ITEM]),
+    Case(
+        method="POST", path=f"{V}/items", shape=ITEM,
+        body={"name": None, "text": "x", "splits": [REFERENCE], "annotations": [], "version": 0},
+        bad=[
+            Bad(body={"splits": [{"id": "nobody's"}]}, field="splits[0].id"),
+            Bad(body={"text": 5}, field="text"),
+        ],
+    ),
+    Case(method="GET", path=I, shape=ITEM),
+    Case(
+        method="PUT", path=I, shape=ITEM,
+        body={"name": "renamed", "text": None, "splits": [REFERENCE], "annotations": [{}]},
+        bad=[Bad(body={"name": "x", "text": ["a"]}, field="text")],
+    ),
+    Case(method="POST", path=f"{I}/upload", shape=ITEM, file=NOTE),
+    Case(
+        method="GET", path=f"{I}/download", shape=Raw("text/plain; charset=utf-8"),
+        first=[Case(method="POST", path=f"{I}/upload", shape=ITEM, file=NOTE)],
+    ),
+    Case(method="DELETE", path=f"{S}/items/{{item_id}}", shape=ITEM),
+    Case(method="GET", path=f"{I}/state", shape=STATE),
+    Case(
+        method="PUT", path=f"{I}/state", shape=STATE, body={"name": None, "state": "reviewed"},
+        bad=[Bad(body={"state": 5}, field="state")],
+    ),
+    Case(
+        method="GET", path=f"{V}/states", shape=[STATE],
+        first=[Case(method="PUT", path=f"{I}/state", shape=STATE, body={"state": "x"})],
+    ),
+]  # fmt: skip
+
+ANNOTATIONS = [
+    Case(
+        method="POST", path=f"{V}/annotations", shape=ANNOTATION,
+        body={"label_id": "{label_id}", "item_id": "{item_id}", "split_id": "{split_id}",
+              "coordinates": "0.5 0.5 0.2 0.2"},
+        bad=[
+            Bad(body={"label_id": "{label_id}", "item_id": 4, "split_id": ""}, field="item_id"),
+            Bad(body={"label_id": "nobody's", "item_id": "{item_id}", "split_id": "{split_id}"},
+                field="label_id"),
+            Bad(body={"item_id": "{item_id}", "split_id": "{split_id}"}, field="label_id"),
+        ],
+    ),
+    Case(
+        method="PUT", path=f"{V}/annotations/{{annotation_id}}", shape=ANNOTATION,
+        body={"label_id": None, "coordinates": None, "item_id": "{item_id}"},
+        bad=[Bad(body={"coordinates": 5}, field="coordinates")],
+    ),
+    Case(method="DELETE", path=f"{V}/annotations/{{annotation_id}}", shape=ANNOTATION),
+]  # fmt: skip
+
+JOBS = [
+    Case(method="GET", path=f"{P}/jobs", shape=[JOB_DETAILS]),
+    Case(method="GET", path=f"{I}/jobs", shape=[JOB_DETAILS]),
+    Case(
+        method="POST", path=f"{I}/jobs/{{job_id}}/retry", shape=JOB, body={}, bodyless=True
+    ),
+]  # fmt: skip
+
+PROCESSORS = [
+    Case(method="GET", path=P, shape=[PROCESSOR]),
+    Case(
+        method="POST", path=P, shape=PROCESSOR,
+        body={"name": "p{mark}", "model_type": "ocr", "external_config": '{"file_types": ["png"]}'},
+        bad=[Bad(body={"name": "p", "model_type": "ocr", "confidence_threshold": 1.5},
+                 field="confidence_threshold")],
+    ),
+    Case(method="GET", path=f"{P}/{{post_processor_id}}", shape=PROCESSOR),
+    Case(
+        method="PUT", path=f"{P}/{{post_processor_id}}", shape=PROCESSOR,
+        body={"name": None, "enabled": False},
+        bad=[Bad(body={"order": "first"}, field="order")],
+    ),
+    Case(method="DELETE", path=f"{P}/{{post_processor_id}}", shape=None, status=204),
+]  # fmt: skip
+
+OTHERS = [
+    Case(method="GET", path="/operations", shape=[OPERATION], is_account=True),
+    Case(method="GET", path="/operations/{operation_id}", shape=OPERATION),
+    Case(method="POST", path="/blobs", shape=BLOB, file=NOTE, is_account=True),
+]
+
+CASES: list[Case] = [
+    *DATASETS, *VERSIONS, *SPLITS, *LABELS, *ITEMS, *ANNOTATIONS, *JOBS, *PROCESSORS, *OTHERS,
+]  # fmt: skip
