@@ -137,7 +137,9 @@ def deps(db: "Database", database_url: str, events: "list[Event]", tmp_path: Pat
     """The pipeline's collaborators on this test's database, telling their facts to ``events``."""
     from ppworker import settings, wiring
 
-    given = settings.load(database_url=database_url, data_dir=tmp_path / "data")
+    given = settings.load(
+        database_url=database_url, data_dir=tmp_path / "data", registration="open"
+    )
     return wiring.build_deps(given, db, emit=events.extend)
 
 

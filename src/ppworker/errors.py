@@ -5,6 +5,7 @@ PpworkerError
 ├─ RequestError                  the caller's doing; names the field and the remedy
 │  ├─ Unauthenticated · Forbidden
 │  ├─ NotFound
+│  ├─ TooMany                     carries the seconds until it may be asked for again
 │  ├─ Conflict
 │  │  └─ Stale                    carries the version that there is by now
 │  └─ Invalid
@@ -64,6 +65,22 @@ class Stale(Conflict):
     def __init__(self, message: str, *, current_version: int, field: str = "If-Match") -> None:
         super().__init__(message, field=field)
         self.current_version = current_version
+
+
+class Unavailable(RequestError):  # noqa: N818
+    """It cannot be done now; the same request may succeed later."""
+
+
+class TooMany(RequestError):  # noqa: N818
+    """It was asked for more often than it may be.
+
+    Attributes:
+        retry_after_s: seconds until it may be asked for again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int, field: str = "") -> None:
+        super().__init__(message, field=field)
+        self.retry_after_s = retry_after_s
 
 
 class Invalid(RequestError):  # noqa: N818

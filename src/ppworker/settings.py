@@ -1,7 +1,7 @@
 """Everything that can be configured: environment variables with the prefix ``PPWORKER_``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -85,6 +85,19 @@ class Settings(BaseSettings):
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
         default=2 * 1024**3, description="Most bytes of one uploaded file."
     )
+    max_archive_members: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        default=200_000, description="Most files of an uploaded archive."
+    )
+    max_archive_bytes: Annotated[int, Field(ge=1)] = Field(
+        default=20 * 1024**3, description="Most bytes of all files of an archive, unpacked."
+    )
+    max_bulk_items: Annotated[int, Field(ge=1)] = Field(
+        default=100_000, description="Most items that one request makes."
+    )
+    export_keep_s: Annotated[float, Field(ge=60)] = Field(
+        default=24 * 3600.0,
+        description="Seconds for which an exported archive can be downloaded.",
+    )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=64 * 1024 * 1024,
         description="Most bytes of a request's JSON body; files have their own limit.",
@@ -93,6 +106,35 @@ class Settings(BaseSettings):
         default=20.0,
         description="Seconds a request waits for the operation it began before it answers "
         "with the operation instead.",
+    )
+    inference_models: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=2,
+        description="Models that the HTTP API keeps loaded for inferences at most, each in a "
+        "process of its own, and asks side by side; other requests queue.",
+    )
+    inference_timeout_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        default=60.0,
+        description="Seconds that a model may take for one inference by HTTP, once it is loaded; "
+        "as long a request waits for its turn.",
+    )
+    registration: Literal["open", "closed"] = Field(
+        default="closed",
+        description="open: whoever reaches the HTTP API may make an account. closed: `ppworker "
+        "users create` makes them.",
+    )
+    session_days: Annotated[int, Field(ge=1, le=3650)] = Field(
+        default=30, description="Days that the key of a login lives."
+    )
+    login_window_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=900.0, description="Seconds within which failed logins are counted."
+    )
+    login_failures: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=10,
+        description="Failed logins of one user name within the window; then it waits for its end.",
+    )
+    address_failures: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=100,
+        description="Failed logins from one address within the window, and as many registrations.",
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     log_format: str = Field(

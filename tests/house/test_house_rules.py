@@ -19,7 +19,7 @@ LONGER = {
 """Files that may be longer, how long, and why."""
 
 COMMITTERS = {"store/db.py"}
-JOB_WRITERS = {"store/jobs.py", "store/job_operations.py"}
+JOB_WRITERS = {"store/jobs.py", "store/job_operations.py", "store/job_removal.py"}
 _WRITES_JOBS = re.compile(
     r"\b(UPDATE|INSERT\s+INTO|DELETE\s+FROM|TRUNCATE|COPY)\s+(ONLY\s+)?post_processor_jobs\b",
     re.IGNORECASE,

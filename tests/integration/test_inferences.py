@@ -20,7 +20,7 @@ from factories import World, classes
 from ppworker.domain.events import JobMoved, LabelsCreated, OperationMoved
 from ppworker.domain.given import Standing
 from ppworker.errors import Conflict, Invalid, NotFound
-from ppworker.pipeline.control import operations
+from ppworker.pipeline.control import operations, pace
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.inferences import apply_inferences, inferences
 from ppworker.pipeline.uploads import ingest, sources
@@ -610,7 +610,7 @@ def test_nothing_given_is_nothing_done(world):
 
 
 def test_a_split_that_goes_away_ends_the_operation_with_its_reason(world, monkeypatch):
-    monkeypatch.setattr(operations, "_MOST_UNITS", 128)
+    monkeypatch.setattr(pace, "MOST_UNITS", 128)
     lines = [{"name": f"n{i}", **CAT} for i in range(300)]
     accepted = inferences.add(world.deps, world.test, lines)
     done: list[int] = []
@@ -670,7 +670,7 @@ def test_an_id_in_several_lines_is_about_the_item_of_the_first(world, monkeypatc
 
 
 def test_items_deleted_between_chunks_do_not_stop_the_rest(world, monkeypatch):
-    monkeypatch.setattr(operations, "_MOST_UNITS", 128)
+    monkeypatch.setattr(pace, "MOST_UNITS", 128)
     ids = world.add(*(f"t{i}" for i in range(200)), split=world.valid)
     accepted = inferences.add(
         world.deps, world.train, [{"dataset_item_id": str(id_), **CAT} for id_ in ids]
@@ -832,7 +832,7 @@ def test_repetition_changes_nothing_and_everything_is_accounted_for(
 def step_by_step(world: World, operation_id: UUID, chunk: int) -> Operation:
     """Run an operation in chunks of a size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operations, "_MOST_UNITS", chunk)
+        patch.setattr(pace, "MOST_UNITS", chunk)
         patch.setattr("ppworker.store.operations.FIRST_CHUNK", chunk)
         end = operations.run(world.deps, STEPS, operation_id=operation_id)
     assert end is not None

@@ -14,7 +14,7 @@ from factories import World
 from ppworker.domain.events import OperationAdvanced, OperationMoved
 from ppworker.domain.job import Attempt, Outcome, decide
 from ppworker.errors import CommitUnknown, Conflict, NotFound, StoreRefused, StoreUnavailable
-from ppworker.pipeline.control import operations
+from ppworker.pipeline.control import operations, pace
 from ppworker.pipeline.control.operations import Chunk, Write
 from ppworker.pipeline.deps import Deps
 from ppworker.store import operations as store
@@ -430,7 +430,7 @@ class _CutAtCommit(Database):
 @pytest.mark.parametrize("how", ["applied", "under way", "lost"])
 @pytest.mark.parametrize("at", [20, 40])
 def test_a_commit_whose_answer_was_lost_is_decided_right(world, counting, monkeypatch, how, at):
-    monkeypatch.setattr(operations, "_CHUNK_S", 30.0)  # the wait makes no chunk smaller
+    monkeypatch.setattr(pace, "CHUNK_S", 30.0)  # the wait makes no chunk smaller
     cutting = _CutAtCommit(world.deps.db)
     id_ = counting.begin()
 

@@ -843,13 +843,13 @@ KILLED = """
 import os, signal, sys
 from uuid import UUID
 from ppworker import settings, wiring
-from ppworker.pipeline.control import operations, reapply
+from ppworker.pipeline.control import operations, pace, reapply
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.store import operations as store
 from ppworker.store.db import Database
 
 store.FIRST_CHUNK = 3
-operations._MOST_UNITS = 3
+pace.MOST_UNITS = 3
 original, chunks = reapply.outputs.write, []
 
 def write(tx, plan):

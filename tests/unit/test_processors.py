@@ -18,9 +18,12 @@ DATASET = Dataset(
     notes="",
     content_type="documents",
     multi_label=True,
+    default_splits=True,
+    logo_sha256=None,
+    logo_media_type="",
     created_at=datetime.now(UTC),
     updated_at=datetime.now(UTC),
-    version_id=uuid4(),
+    newest_version_id=uuid4(),
     role="owner",
 )
 

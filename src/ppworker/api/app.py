@@ -16,19 +16,32 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ppworker import __version__
 from ppworker.api import errors
 from ppworker.api.auth import Uses
+from ppworker.api.methods import Methods
+from ppworker.api.published import Published
 from ppworker.api.resources import (
+    accounts,
+    annotations,
+    api_keys,
+    applications,
     blobs,
     datasets,
     inferences,
+    item_states,
     items,
     jobs,
     labels,
+    model_inferences,
+    model_versions,
+    models,
     operations,
     post_processors,
+    reviews,
+    shares,
     splits,
     versions,
 )
 from ppworker.api.resources.inferences import Waiting
+from ppworker.api.turns import Turns
 from ppworker.pipeline.deps import Deps
 
 log = logging.getLogger(__name__)
@@ -36,20 +49,34 @@ log = logging.getLogger(__name__)
 PREFIX = "/api/v1"
 
 ROUTERS = (
+    accounts.registering,
+    accounts.entrance,
+    accounts.router,
+    api_keys.router,
+    shares.router,
     datasets.router,
     versions.router,
     splits.router,
     labels.router,
     items.router,
     items.uploads,
+    item_states.router,
+    annotations.router,
+    reviews.router,
+    reviews.undoing,
     # Before the post-processors: the word jobs goes before an id.
     jobs.router,
     post_processors.router,
     inferences.router,
+    applications.router,
+    models.router,
+    model_versions.router,
+    model_inferences.router,
+    model_inferences.asking,
     operations.router,
     blobs.uploads,
 )
-"""Every room of the contract; each knows that its caller has a key."""
+"""Every room of the contract; each but the first two knows that its caller has a key."""
 
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
@@ -97,7 +124,8 @@ def create_app(
         stopping: set when requests that wait for an operation shall wait no longer.
         others: routers beside the contract, such as health and metrics.
     """
-    app = FastAPI(
+    turns = Turns(deps)
+    app = Published(
         title="ppworker",
         version=__version__,
         openapi_url=f"{PREFIX}/openapi.json",
@@ -107,13 +135,17 @@ def create_app(
         redirect_slashes=False,
         # Clients of the contract send JSON without saying so.
         strict_content_type=False,
-        lifespan=_with_threads(threads),
+        lifespan=_alive(threads, turns),
     )
     app.state.deps = deps
     app.state.is_open = is_open
     app.state.uses = Uses()
+    app.state.hashing = accounts.in_turn()
+    app.state.turns = turns
     app.state.waiting = Waiting(threads // 2, stopping or Event())
-    errors.install(app)
+    known = Methods([*((PREFIX, router) for router in ROUTERS), *(("", each) for each in others)])
+    errors.install(app, known.of)
+    known.guard(app)
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX)
     for router in others:
@@ -122,11 +154,16 @@ def create_app(
     return app
 
 
-def _with_threads(threads: int) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _alive(threads: int, turns: Turns) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """So many threads while it serves, and no model behind its end."""
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = threads
-        yield
+        try:
+            yield
+        finally:
+            await anyio.to_thread.run_sync(turns.close)
 
     return lifespan
 

@@ -1,7 +1,9 @@
 """Who asks, found out before a byte of the body is read, and how long a body may be."""
 
 import time
+import unicodedata
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from threading import Lock
 from typing import Annotated, Any
 from uuid import UUID
@@ -21,6 +23,7 @@ from ppworker.store.accounts import Holder
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _TOUCH_S = 60.0
 _REMEMBERED = 10_000
+_MOST_OPEN_BYTES = 64 * 1024
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -43,6 +46,21 @@ class BoundedRoute(APIRoute):
 
         async def bounded(request: Request) -> Response:
             return await handle(_bounded(request, room(request).settings.max_body_bytes))
+
+        return bounded
+
+
+class OpenRoute(APIRoute):
+    """A route for whoever comes, with or without a key; its body is a few lines."""
+
+    def get_route_handler(self) -> Handler:
+        """The handler, behind the limit."""
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            if not request.app.state.is_open():
+                raise StoreUnavailable("the database has not been seen yet")
+            return await handle(_bounded(request, _MOST_OPEN_BYTES))
 
         return bounded
 
@@ -105,10 +123,7 @@ def _holder(deps: Deps, header: str) -> Holder:
         )
     with deps.db.look() as tx:
         holder = accounts.find_key(tx, key)
-        if holder is not None and username is not None:
-            user = accounts.find_user(tx, username)
-            holder = holder if user is not None and user.id == holder.user_id else None
-    if holder is None:
+    if holder is None or not (username is None or holder.username in _spellings(username)):
         raise Unauthenticated("the key is unknown, disabled or expired", field="Authorization")
     return holder
 
@@ -120,6 +135,14 @@ def _credentials(header: str) -> tuple[str, str | None]:
         return rest.strip(), None
     username, colon, key = header.strip().rpartition(":")
     return (key, username) if colon else ("", None)
+
+
+def _spellings(name: str) -> set[str]:
+    """A name as it may be meant: a header is bytes, and clients differ in what they mean."""
+    found = {name}
+    with suppress(UnicodeError):
+        found.add(name.encode("latin-1").decode("utf-8"))
+    return {unicodedata.normalize("NFC", each) for each in found}
 
 
 class Uses:

@@ -1,7 +1,7 @@
 """Conditional writes: the version that a client read, sent back as If-Match."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Response
 
@@ -45,3 +45,16 @@ ExpectedVersion = Annotated[int | None, Depends(expected_version)]
 def tag(response: Response, version: int) -> None:
     """Put a version on an answer, in the form in which it may come back."""
     response.headers["ETag"] = f'"{version}"'
+
+
+TAGGED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            "ETag": {
+                "schema": {"type": "string"},
+                "description": "The version of what is answered, for If-Match.",
+            }
+        }
+    }
+}
+"""For the published schema: answers that carry a version."""

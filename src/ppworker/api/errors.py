@@ -1,6 +1,6 @@
 """What each error becomes on the wire: one table from error class to status, one shape."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -23,7 +23,9 @@ from ppworker.errors import (
     StoreRefused,
     StoreUnavailable,
     TooLarge,
+    TooMany,
     Unauthenticated,
+    Unavailable,
 )
 
 STATUS: Mapping[type[PpworkerError], int] = {
@@ -35,8 +37,10 @@ STATUS: Mapping[type[PpworkerError], int] = {
     Stale: 412,
     TooLarge: 413,
     Invalid: 422,
+    TooMany: 429,
     StoreRefused: 422,
     StoreUnavailable: 503,
+    Unavailable: 503,
 }
 """The status of each error class, and of those below it; what is not here is our own fault."""
 
@@ -63,11 +67,30 @@ class StaleProblem(Problem):
     """The version that there is by now; read it, and repeat your change on that."""
 
 
-def install(app: FastAPI) -> None:
-    """Have every error answered in our shape."""
+def install(app: FastAPI, methods_of: Callable[[str], Sequence[str]]) -> None:
+    """Have every error answered in our shape.
+
+    Args:
+        app: the application.
+        methods_of: the methods that there are for a path.
+    """
+
+    async def protocol(request: Request, error: Exception) -> JSONResponse:
+        """What the framework itself refuses: no such route, another method, an unreadable body."""
+        if not isinstance(error, HTTPException):
+            raise TypeError
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and (known := methods_of(request.url.path)):  # noqa: PLR2004
+            headers["Allow"] = ", ".join(known)  # the framework names those of one route only
+        message = _PROTOCOL.get(error.status_code, str(error.detail))
+        return _answer(error.status_code, message, **headers)
+
     app.add_exception_handler(PpworkerError, _ours)
     app.add_exception_handler(RequestValidationError, _unfit)
-    app.add_exception_handler(HTTPException, _protocol)
+    app.add_exception_handler(HTTPException, protocol)
+
+
+_PROTOCOL = {404: "there is no such route", 405: "the route does not know this method"}
 
 
 _SHAPES: Mapping[int, type[Problem]] = {412: StaleProblem}
@@ -92,19 +115,9 @@ def status_of(error: PpworkerError) -> int:
     return 500
 
 
-def _answer(
-    status: int,
-    message: str,
-    *,
-    field: str = "",
-    current_version: int | None = None,
-    **headers: str,
-) -> JSONResponse:
+def _answer(status: int, message: str, *, field: str = "", **headers: str) -> JSONResponse:
     # What a request said is quoted, and half a character of it could not be sent.
-    said, about = clean_text(message)[0], clean_text(field)[0]
-    problem = Problem(message=said, field=about)
-    if current_version is not None:
-        problem = StaleProblem(message=said, field=about, current_version=current_version)
+    problem = Problem(message=clean_text(message)[0], field=clean_text(field)[0])
     return JSONResponse(
         problem.model_dump(),
         status_code=status,
@@ -128,7 +141,11 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
     else:
         message = str(error)
     if isinstance(error, Stale):
-        return _answer(status, message, field=field, current_version=error.current_version)
+        stale = StaleProblem(message=message, field=field, current_version=error.current_version)
+        return JSONResponse(stale.model_dump(), status_code=status)
+    if isinstance(error, TooMany):
+        again = {"Retry-After": str(error.retry_after_s)}
+        return _answer(status, message, field=field, **again)
     return _answer(status, message, field=field)
 
 
@@ -156,15 +173,6 @@ def _path(parts: list[str | int]) -> str:
     """``inferences[17].confidence``, as the pipeline writes it too."""
     words = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts]
     return "".join(words).removeprefix(".")
-
-
-async def _protocol(_request: Request, error: Exception) -> JSONResponse:
-    """What the framework itself refuses: no such route, another method, an unreadable body."""
-    if not isinstance(error, HTTPException):
-        raise TypeError
-    messages = {404: "there is no such route", 405: "the route does not know this method"}
-    message = messages.get(error.status_code, str(error.detail))
-    return _answer(error.status_code, message, **dict(error.headers or {}))
 
 
 def our_fault() -> JSONResponse:

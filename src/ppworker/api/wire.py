@@ -80,9 +80,12 @@ class Base(Answer):
 
 
 class Asked(BaseModel):
-    """What comes in; what nobody knows is left alone, and null means not given."""
+    """What comes in; what nobody knows is left alone, and null means not given.
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    A text is no number and a number no flag: what the schema does not allow is refused, not guessed.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
 
     def given(self) -> dict[str, Any]:
         """The fields that are not null."""

@@ -39,7 +39,7 @@ def create_user(
 ) -> None:
     """Create a user; `keys create --user NAME` gives a key to come in with."""
     with session(call) as s:
-        made = making.create_user(s.deps, name)
+        made = making.create_user(s.deps, making.Person(username=name))
     if call.as_json:
         render.as_json(made)
     else:

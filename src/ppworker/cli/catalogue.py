@@ -44,11 +44,11 @@ def create_dataset(
             s.user_id,
             name,
             multi_label=not single_label,
-            splits=split or datasets.DEFAULT_SPLITS,
+            splits=split or None,
         )
         splits = s.read(lambda tx: datasets.list_splits(tx, s.user_id, made.version_id))
     if call.as_json:
-        render.as_json(render.plain(made) | {"splits": [_split(each) for each in splits]})
+        render.as_json(_dataset(made) | {"splits": [_split(each) for each in splits]})
     else:
         names = ", ".join(each.name for each in splits)
         render.say(f"dataset {made.name} ({made.id}) with splits {names}")
@@ -59,7 +59,7 @@ def list_datasets(call: Call) -> None:
     """List datasets, newest first."""
     with session(call) as s:
         found = s.read(lambda tx: datasets.list_datasets(tx, s.user_id))
-    rows = [render.plain(each) for each in found]
+    rows = [_dataset(each) for each in found]
     if call.as_json:
         render.as_json(rows)
     else:
@@ -72,7 +72,7 @@ def create_split(call: Call, dataset: DatasetRef, name: Name) -> None:
     """Create a split in a dataset."""
     with session(call) as s:
         parent = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
-        made = catalogue.create_split(s.deps, s.user_id, parent, name)
+        made = catalogue.create_split(s.deps, parent.version_id, s.user_id, name)
     if call.as_json:
         render.as_json(_split(made))
     else:
@@ -97,7 +97,7 @@ def create_label(call: Call, dataset: DatasetRef, name: Name) -> None:
     """Create a label in a dataset."""
     with session(call) as s:
         parent = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
-        made = catalogue.create_label(s.deps, s.user_id, parent, name)
+        made = catalogue.create_label(s.deps, parent.version_id, s.user_id, name)
     if call.as_json:
         render.as_json(made)
     else:
@@ -115,6 +115,11 @@ def list_labels(call: Call, dataset: DatasetRef) -> None:
         render.as_json(rows)
     else:
         render.table(rows, ("id", "index", "name", "color"), empty="no labels yet")
+
+
+def _dataset(dataset: datasets.Dataset) -> dict[str, Any]:
+    values: dict[str, Any] = render.plain(dataset)
+    return values | {"version_id": values.pop("newest_version_id")}
 
 
 def _split(split: datasets.Split) -> dict[str, Any]:

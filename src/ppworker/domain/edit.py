@@ -1,7 +1,7 @@
 """Decides what a person's edit does to annotations: what it places, removes, reviews or outdates.
 
-Models never come here, and people never go through `ppworker.domain.replace`: so a person may change
-whatever stands, and a model only its own unreviewed output.
+Models never come here, and people never go through `ppworker.domain.replace`: so a person may
+change whatever stands, and a model only its own unreviewed output.
 """
 
 from dataclasses import dataclass

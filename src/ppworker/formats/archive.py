@@ -1,21 +1,17 @@
-"""A safe view of a zip archive, and a careful writer of one.
+"""A safe view of a zip archive.
 
 An archive comes from a stranger. Everything its directory says is checked before anything is read
 (`ppworker.formats.archive_checks`), and every byte is read once, so that what is accepted here
 cannot surprise anybody later. Members are never unpacked to a path made of their names.
 """
 
-import io
-import shutil
 import struct
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from ppworker.errors import Invalid, TooLarge
 from ppworker.formats import archive_checks as checks
@@ -23,21 +19,20 @@ from ppworker.formats.archive_checks import FIELD, Limits, broken, shown
 
 _BLOCK = 256 * 1024
 _MOST_JSON = 64 * 1024 * 1024
-_MOST_PART = 120
-"""Characters of one part of a member's name that is written; three of them still make a path."""
 _SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
-_PACKED = frozenset(
-    {"jpg", "jpeg", "png", "gif", "webp", "avif", "heic", "zip", "gz", "mp3", "mp4", "m4a", "ogg",
-     "flac", "mov", "mkv", "webm", "docx", "pdf"}
-)  # fmt: skip
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_FORBIDDEN = frozenset('<>:"/\\|?*')
-_RESERVED = frozenset(
-    {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10))}
-)
 _UNREADABLE = (
     zipfile.BadZipFile, ValueError, EOFError, OverflowError, NotImplementedError, struct.error,
 )  # fmt: skip
+
+
+class Place(NamedTuple):
+    """Where the bytes of a member lie in the file, so that it can be read without the directory."""
+
+    start: int
+    packed: int
+    size: int
+    method: int
+    crc: int
 
 
 class Archive:
@@ -47,7 +42,10 @@ class Archive:
     ``name in archive``, ``for name in archive`` (in the archive's order) and ``len`` work on names.
     """
 
-    def __init__(self, zip_file: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> None:
+    def __init__(
+        self, file: BinaryIO, zip_file: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]
+    ) -> None:
+        self._file = file
         self._zip = zip_file
         self._members = members
 
@@ -63,6 +61,12 @@ class Archive:
     def size(self, name: str) -> int:
         """Unpacked bytes of a member."""
         return self._members[name].file_size
+
+    def place(self, name: str) -> Place:
+        """Where a member lies."""
+        info = self._members[name]
+        start = checks.data_start(self._file, info)
+        return Place(start, info.compress_size, info.file_size, info.compress_type, info.CRC)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -156,7 +160,7 @@ def open_archive(path: Path, limits: Limits, *, is_known: bool = False) -> Itera
             if not is_known:
                 checks.check_content(file, infos, zip_file.start_dir)
             kept = {name: info for name, info in members.items() if not _is_system_file(name)}
-            yield Archive(zip_file, kept)
+            yield Archive(file, zip_file, kept)
 
 
 def _is_system_file(name: str) -> bool:
@@ -164,103 +168,28 @@ def _is_system_file(name: str) -> bool:
     return first == "__MACOSX" or last.lower() in _SYSTEM_FILES
 
 
-class ArchiveWriter:
-    """Writes a zip file: names are cleaned and made unique, times are left out, memory is bounded.
+def blocks(file: BinaryIO, place: Place) -> Iterator[bytes]:
+    """The unpacked bytes of a member, piece by piece.
 
-    Equal content makes equal bytes. Close it, or discard it, so that its temporary files go.
+    Raises:
+        Invalid: they are not what they were when the place was noted.
     """
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._zip = zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True)
-        self._files: set[str] = set()
-        self._folders: set[str] = set()
-        self._next: dict[str, int] = {}
-        self._spools: dict[str, IO[bytes]] = {}
-
-    def reserve(self, *parts: str) -> str:
-        """The name that a member in these folders may have: each part cleaned, no other has it.
-
-        ``reserve("train", "cat", "a.jpg")`` is ``train/cat/a.jpg``, or ``train/cat/a-2.jpg`` where
-        that is taken.
-        """
-        folder = ""
-        for part in parts[:-1]:
-            folder += self._free(folder, clean_part(part), among=(self._files,)) + "/"
-            self._folders.add(_form(folder[:-1]))
-        name = folder + self._free(
-            folder, clean_part(parts[-1]), among=(self._files, self._folders)
-        )
-        self._files.add(_form(name))
-        return name
-
-    def add(self, name: str, content: bytes | str | BinaryIO) -> None:
-        """Write a member at once; its name is one that ``reserve`` gave."""
-        if isinstance(content, str):
-            content = content.encode("utf-8", "replace")
-        source = io.BytesIO(content) if isinstance(content, bytes) else content
-        size = source.seek(0, io.SEEK_END)
-        source.seek(0)
-        info = zipfile.ZipInfo(name, _EPOCH)
-        info.external_attr = 0o100644 << 16
-        ending = name.rpartition(".")[2].lower()
-        info.compress_type = zipfile.ZIP_STORED if ending in _PACKED else zipfile.ZIP_DEFLATED
-        info.file_size = size
-        with self._zip.open(info, "w") as out:
-            shutil.copyfileobj(source, out, _BLOCK)
-
-    def append(self, name: str, text: str) -> None:
-        """Add text to the end of a member that is written when the archive is closed.
-
-        Its name is one that ``reserve`` gave. Kept on the disk, so it may grow long.
-        """
-        if name not in self._spools:
-            self._spools[name] = SpooledTemporaryFile(max_size=_BLOCK)  # noqa: SIM115  closed below
-        self._spools[name].write(text.encode("utf-8", "replace"))
-
-    def close(self) -> None:
-        """Write what was appended, and the directory."""
-        for name, spool in self._spools.items():
-            self.add(name, cast("BinaryIO", spool))
-        self._zip.close()
-        self.discard()
-
-    def discard(self) -> None:
-        """Let go of what was appended; the archive is not to be finished."""
-        for spool in self._spools.values():
-            spool.close()
-        self._spools.clear()
-
-    def _free(self, folder: str, wanted: str, *, among: tuple[set[str], ...]) -> str:
-        """The name, or the first numbered one that nobody has."""
-        base = _form(folder + wanted)
-        if not any(base in taken for taken in among):
-            return wanted
-        stem, dot, ending = wanted.rpartition(".")
-        if not stem:
-            stem, dot, ending = wanted, "", ""
-        number = self._next.get(base, 2)
-        while any(_form(f"{folder}{stem}-{number}{dot}{ending}") in taken for taken in among):
-            number += 1
-        self._next[base] = number + 1
-        return f"{stem}-{number}{dot}{ending}"
-
-
-def clean_part(part: str) -> str:
-    """One part of a member's name, such that every system can make a file of it."""
-    kept = "".join(
-        "_" if character in _FORBIDDEN else character
-        for character in part
-        if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"}
-    )
-    kept = kept.strip(" ").rstrip(". ") or "_"
-    if len(kept) > _MOST_PART:
-        stem, dot, ending = kept.rpartition(".")
-        tail = dot + ending if stem and len(ending) <= 16 else ""  # noqa: PLR2004
-        kept = kept[: _MOST_PART - len(tail)].rstrip(". ") + tail
-    if kept.partition(".")[0].lower() in _RESERVED:
-        kept = "_" + kept
-    return "_" if kept in {".", ".."} else kept
-
-
-def _form(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    file.seek(place.start)
+    unpack = zlib.decompressobj(-15) if place.method == zipfile.ZIP_DEFLATED else None
+    left, crc, size = place.packed, 0, 0
+    try:
+        while left > 0 and (packed := file.read(min(_BLOCK, left))):
+            left -= len(packed)
+            while packed:
+                block = packed if unpack is None else unpack.decompress(packed, _BLOCK)
+                packed = b"" if unpack is None else unpack.unconsumed_tail
+                crc, size = zlib.crc32(block, crc), size + len(block)
+                yield block
+        if unpack is not None:
+            block = unpack.flush()
+            crc, size = zlib.crc32(block, crc), size + len(block)
+            yield block
+    except zlib.error as error:
+        raise broken("the archive", error) from None
+    if (size, crc) != (place.size, place.crc):
+        raise broken("the archive", "it was changed")

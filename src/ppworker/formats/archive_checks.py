@@ -220,7 +220,7 @@ def check_content(file: BinaryIO, infos: Sequence[zipfile.ZipInfo], end: int) ->
     for info in sorted(infos, key=lambda each: each.header_offset):
         if info.header_offset < behind:
             raise broken(info.orig_filename, "it lies over another member")
-        start = _data_start(file, info)
+        start = data_start(file, info)
         behind = start + info.compress_size
         if behind > end:
             raise broken(info.orig_filename, "it is cut off")
@@ -228,7 +228,12 @@ def check_content(file: BinaryIO, infos: Sequence[zipfile.ZipInfo], end: int) ->
         _check_member(file, info)
 
 
-def _data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
+def data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Offset of a member's bytes, behind its own header.
+
+    Raises:
+        Invalid: the header is not there, or is another member's.
+    """
     file.seek(info.header_offset)
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
@@ -242,6 +247,8 @@ def _data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 
 def _check_member(file: BinaryIO, info: zipfile.ZipInfo) -> None:
     name, left, size, crc = info.orig_filename, info.compress_size, 0, 0
+    if not left and not info.file_size:
+        return
     unpack = zlib.decompressobj(-15) if info.compress_type == zipfile.ZIP_DEFLATED else None
     while left > 0:
         packed = file.read(min(_BLOCK, left))

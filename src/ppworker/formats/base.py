@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 from ppworker.domain.inference import Kind
-from ppworker.formats.archive import Archive, ArchiveWriter
+from ppworker.formats.archive import Archive
+from ppworker.formats.archive_writer import ArchiveWriter
 
 MOST_EXAMPLES = 20
 """Places that a report names for each reason."""
@@ -197,7 +198,12 @@ class OpenFile(Protocol):
 
 
 class Writer(Protocol):
-    """Writes one archive. Records come one by one, in the order of their ids, each once."""
+    """Writes one archive. Records come one by one, in the order of their ids, each once.
+
+    An export goes on after a break, in another process perhaps: then a new writer is made that is
+    given the ``state`` of the one before. So a writer keeps nothing else between two calls of
+    ``add``; what grows with the number of records goes to ``out.append``.
+    """
 
     def add(self, record: Record) -> None:
         """Write one item, or note what is to be written at the end."""
@@ -230,6 +236,20 @@ class Format(Protocol):
         """
 
     def writer(
-        self, out: ArchiveWriter, about: About, open_file: OpenFile, report: Report
+        self,
+        out: ArchiveWriter,
+        about: About,
+        open_file: OpenFile,
+        report: Report,
+        state: dict[str, Any],
     ) -> Writer:
-        """Begin an archive of a version."""
+        """Begin an archive of a version, or go on with it.
+
+        Args:
+            out: where members go.
+            about: the version.
+            open_file: opens the file of a record.
+            report: told of what the format cannot hold.
+            state: empty at the beginning; whatever the writer must remember from one record to the
+                next, such as a number it counts up or a name it reserved: plain JSON values, few.
+        """

@@ -45,11 +45,24 @@ class Page:
 
 
 def pages(
-    path: Path, media_type: str = "", *, dpi: int = 150, max_pages: int = 50
+    path: Path,
+    media_type: str = "",
+    *,
+    dpi: int = 150,
+    side: int | None = None,
+    max_pages: int | None = 50,
 ) -> Iterator[Page]:
     """The pages of a file, one in memory at a time.
 
     Whether it is a PDF or an image is told by its content; ``media_type`` only words the error.
+
+    Args:
+        path: the file.
+        media_type: what it is said to be.
+        dpi: resolution of the pages of a PDF.
+        side: who needs a small picture only, of so many pixels, gets pages that are not much
+            larger where that saves work; it goes before ``dpi``.
+        max_pages: a file with more is refused; None for those who do not read to the end.
 
     Raises:
         UnreadableInput: broken, encrypted, or above a limit (code ``too_large``).
@@ -64,16 +77,20 @@ def pages(
     if not head:
         raise UnreadableInput("the file is empty")
     if b"%PDF-" in head or media_type == "application/pdf":
-        return _pdf_pages(path, dpi, max_pages)
-    return _image_pages(path, media_type, max_pages)
+        return _pdf_pages(path, dpi, side, max_pages)
+    return _image_pages(path, media_type, side, max_pages)
 
 
-def _image_pages(path: Path, media_type: str, max_pages: int) -> Iterator[Page]:
+def _image_pages(
+    path: Path, media_type: str, side: int | None, max_pages: int | None
+) -> Iterator[Page]:
     try:
         with _opened_image(path) as image:
             several = image.format == "TIFF"
-            count = getattr(image, "n_frames", 1) if several else 1
-            _refuse_too_many(count, max_pages)
+            if max_pages is not None:  # no header tells: they are counted one by one
+                _refuse_too_many(getattr(image, "n_frames", 1) if several else 1, max_pages)
+            if side is not None:
+                image.draft(None, (side, side))  # type: ignore[arg-type]  # None: as it is
             frames = ImageSequence.Iterator(image) if several else iter([image])
             for index, frame in enumerate(frames):
                 _refuse_too_big(*frame.size)
@@ -112,7 +129,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pdf_pages(path: Path, dpi: int, max_pages: int) -> Iterator[Page]:
+def _pdf_pages(
+    path: Path, dpi: int, side: int | None, max_pages: int | None
+) -> Iterator[Page]:
     import pypdfium2  # noqa: PLC0415  images need no PDF library
 
     try:
@@ -125,21 +144,22 @@ def _pdf_pages(path: Path, dpi: int, max_pages: int) -> Iterator[Page]:
         count = len(document)
         if not count:
             raise UnreadableInput("the PDF has no pages")
-        _refuse_too_many(count, max_pages)
+        if max_pages is not None:
+            _refuse_too_many(count, max_pages)
         if document.get_formtype():
             document.init_forms()  # or the words in the fields of a form would be missing
         for index in range(count):
             try:
-                image = _rendered(document, index, dpi)
+                image = _rendered(document, index, dpi, side)
             except pypdfium2.PdfiumError as error:
                 raise UnreadableInput(f"page {index + 1} of the PDF is broken: {error}") from error
-            yield Page(index=index, image=image, dpi=dpi)
+            yield Page(index=index, image=image, dpi=None if side else dpi)
 
 
-def _rendered(document: Any, index: int, dpi: int) -> Image.Image:
+def _rendered(document: Any, index: int, dpi: int, side: int | None) -> Image.Image:
     with contextlib.closing(document[index]) as page:
-        scale = dpi / _POINTS_PER_INCH
         width, height = page.get_size()
+        scale = dpi / _POINTS_PER_INCH if side is None else side / max(width, height, 1)
         _refuse_too_big(width * scale, height * scale)
         with contextlib.closing(page.render(scale=scale)) as bitmap:
             # A copy, for the bitmap's own memory goes with it.

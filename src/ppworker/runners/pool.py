@@ -60,10 +60,15 @@ class RunnerPool:
     """Models by runner name and settings, loaded when first asked and kept for the next batch."""
 
     def __init__(
-        self, *, load_timeout_s: float = LOAD_TIMEOUT_S, max_loaded: int = MAX_LOADED
+        self,
+        *,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
+        max_loaded: int = MAX_LOADED,
+        isolate_all: bool = False,
     ) -> None:
         self._load_timeout_s = load_timeout_s
         self._max_loaded = max_loaded
+        self._isolate_all = isolate_all  # also what is trusted, for a process that holds no model
         self._lock = threading.Lock()
         self._slots: dict[tuple[str, str], _Slot] = {}
         self._closed = False
@@ -85,7 +90,9 @@ class RunnerPool:
                 return None
             slot = self._slots.get(key)
             if slot is None:
-                slot = self._slots[key] = _Slot(found, self._model(name, config, found))
+                isolated = found.isolated or self._isolate_all
+                model = self._model(name, config, isolated=isolated)
+                slot = self._slots[key] = _Slot(found, model, isolated=isolated)
             if slot.users and slot.exclusive:
                 return None
             slot.users += 1
@@ -130,6 +137,12 @@ class RunnerPool:
             slot.model.close()
         return loaded
 
+    @property
+    def is_used(self) -> bool:
+        """Whether it holds any model, or did lately."""
+        with self._lock:
+            return bool(self._slots)
+
     def close(self) -> None:
         """End all models for good; a batch in a process of its own ends at once, as unavailable."""
         with self._lock:
@@ -138,9 +151,9 @@ class RunnerPool:
         for slot in slots:
             slot.model.close()
 
-    def _model(self, name: str, config: Mapping[str, object], found: RunnerSpec) -> "_Model":
+    def _model(self, name: str, config: Mapping[str, object], *, isolated: bool) -> "_Model":
         runner = registry.build(name, config)  # refuses bad settings before anything is claimed
-        if not found.isolated:
+        if not isolated:
             return _InProcess(runner)
         return _Isolated(ChildRunner(name, config, load_timeout_s=self._load_timeout_s))
 
@@ -150,7 +163,7 @@ class RunnerPool:
             slot.used_at = time.monotonic()
 
     def _make_room(self, wanted: "_Slot") -> None:
-        if wanted.model.pid is not None or not wanted.spec.isolated:
+        if wanted.model.pid is not None or not wanted.isolated:
             return
         with self._lock:
             loaded = [slot for slot in self._slots.values() if slot.model.pid is not None]
@@ -172,10 +185,11 @@ class _Model(Protocol):
 class _Slot:
     """A model and who uses it; ``users`` and ``used_at`` are guarded by the pool's lock."""
 
-    def __init__(self, spec: RunnerSpec, model: _Model) -> None:
+    def __init__(self, spec: RunnerSpec, model: _Model, *, isolated: bool) -> None:
         self.spec = spec
         self.model = model
-        self.exclusive = spec.isolated or not spec.thread_safe
+        self.isolated = isolated
+        self.exclusive = isolated or not spec.thread_safe
         self.users = 0
         self.used_at = time.monotonic()
 

@@ -35,6 +35,8 @@ class NewAnnotation(NamedTuple):
     review: str
     fingerprint: str | None
     inference_id: UUID | None = None
+    origin: str | None = None
+    """JSON text: of an imported one, what it was where it was exported."""
 
 
 _COLUMNS = NewAnnotation._fields

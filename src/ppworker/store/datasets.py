@@ -1,6 +1,6 @@
 """Users, datasets, versions and splits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -27,12 +27,30 @@ class Dataset:
     notes: str
     content_type: str
     multi_label: bool
+    default_splits: bool
+    """Whether its new versions begin with the splits train, valid and test."""
+    logo_sha256: str | None
+    logo_media_type: str
     created_at: datetime
     updated_at: datetime
-    version_id: UUID
-    """The newest version."""
+    newest_version_id: UUID | None
+    """None where every version was deleted."""
+
     role: str
     """What whoever asked may do with it: owner, writer or reader."""
+
+    @property
+    def version_id(self) -> UUID:
+        """The newest version.
+
+        Raises:
+            Conflict: every version was deleted.
+        """
+        if self.newest_version_id is None:
+            raise Conflict(
+                f"dataset '{self.name}' has no version; create one first", field="dataset"
+            )
+        return self.newest_version_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +87,7 @@ def create_dataset(
     notes: str = "",
     content_type: str = "documents",
     multi_label: bool = True,
+    default_splits: bool = True,
     splits: Sequence[str] = DEFAULT_SPLITS,
 ) -> Dataset:
     """Create a dataset with a first version and its splits.
@@ -87,14 +106,13 @@ def create_dataset(
             notes=notes,
             content_type=content_type,
             multi_label=multi_label,
+            default_splits=default_splits,
         )
         .on_conflict_do_nothing()
         .returning(datasets.c.id)
     )
     if created.first() is None:
-        raise Conflict(
-            f"a dataset named '{name}' exists already; choose another name", field="name"
-        )
+        raise dataset_exists(name)
     tx.execute(
         sa.insert(dataset_versions).values(
             id=version_id, dataset_id=dataset_id, user_id=user_id, name="v1"
@@ -114,12 +132,21 @@ _DATASETS = (
         datasets.c.notes,
         datasets.c.content_type,
         datasets.c.multi_label,
+        datasets.c.default_splits,
+        datasets.c.logo_sha256,
+        datasets.c.logo_media_type,
         datasets.c.created_at,
         datasets.c.updated_at,
-        dataset_versions.c.id.label("version_id"),
+        dataset_versions.c.id.label("newest_version_id"),
     )
-    .join(dataset_versions, dataset_versions.c.dataset_id == datasets.c.id)
-    .where(datasets.c.deleted_at.is_(None), dataset_versions.c.deleted_at.is_(None))
+    .outerjoin(
+        dataset_versions,
+        sa.and_(
+            dataset_versions.c.dataset_id == datasets.c.id,
+            dataset_versions.c.deleted_at.is_(None),
+        ),
+    )
+    .where(datasets.c.deleted_at.is_(None))
     .ext(distinct_on(datasets.c.id))
     .order_by(datasets.c.id.desc(), dataset_versions.c.created_at.desc(), dataset_versions.c.id)
 )
@@ -161,7 +188,56 @@ def find_dataset(tx: Tx, user_id: UUID, dataset_id: UUID) -> Dataset | None:
     return None if row is None else Dataset(**by_name(row))
 
 
-def create_split(tx: Tx, version_id: UUID, user_id: UUID, name: str) -> UUID:
+def update_dataset(tx: Tx, dataset_id: UUID, values: Mapping[str, Any]) -> None:
+    """Write columns of a dataset.
+
+    Raises:
+        Conflict: its owner has another live one of the name; nobody else takes one meanwhile only
+            if no error of the store follows.
+    """
+    held = tx.execute(
+        sa.select(datasets.c.user_id)
+        .where(datasets.c.id == dataset_id)
+        .with_for_update(key_share=True)
+    ).scalar_one_or_none()
+    if "name" in values:
+        taken = sa.select(sa.literal(1)).where(
+            datasets.c.user_id == held,
+            datasets.c.name == values["name"],
+            datasets.c.id != dataset_id,
+            datasets.c.deleted_at.is_(None),
+        )
+        if tx.execute(taken).first() is not None:
+            raise dataset_exists(values["name"])
+    tx.execute(
+        sa.update(datasets)
+        .where(datasets.c.id == dataset_id, datasets.c.deleted_at.is_(None))
+        .values(**values, updated_at=sa.func.now())
+    )
+
+
+def dataset_exists(name: str) -> Conflict:
+    """The error of a name that another dataset of the user has."""
+    return Conflict(f"a dataset named '{name}' exists already; choose another name", field="name")
+
+
+_ANNOTATED = sa.text("""
+SELECT EXISTS (SELECT 1 FROM dataset_versions v JOIN labels l ON l.version_id = v.id
+    JOIN LATERAL (SELECT 1 FROM annotations a WHERE a.label_id = l.id AND a.deleted_at IS NULL
+      LIMIT 1) a ON true WHERE v.dataset_id = :dataset)
+  OR EXISTS (SELECT 1 FROM post_processors p JOIN post_processor_jobs j
+    ON j.post_processor_id = p.id AND j.status = 'processing' WHERE p.dataset_id = :dataset)
+""")
+
+
+def is_annotated(tx: Tx, dataset_id: UUID) -> bool:
+    """Whether any of a dataset's items is annotated, or a model is about to."""
+    return bool(tx.execute(_ANNOTATED, {"dataset": dataset_id}).scalar_one())
+
+
+def create_split(
+    tx: Tx, version_id: UUID, user_id: UUID, name: str, *, description: str = ""
+) -> UUID:
     """Create a split in a version.
 
     Raises:
@@ -170,13 +246,24 @@ def create_split(tx: Tx, version_id: UUID, user_id: UUID, name: str) -> UUID:
     split_id = new_id()
     created = tx.execute(
         insert(dataset_splits)
-        .values(id=split_id, version_id=version_id, user_id=user_id, name=name)
+        .values(
+            id=split_id,
+            version_id=version_id,
+            user_id=user_id,
+            name=name,
+            description=description,
+        )
         .on_conflict_do_nothing()
         .returning(dataset_splits.c.id)
     )
     if created.first() is None:
-        raise Conflict(f"a split named '{name}' exists already; choose another name", field="name")
+        raise split_exists(name)
     return split_id
+
+
+def split_exists(name: str) -> Conflict:
+    """The error of a name that another split of the version has."""
+    return Conflict(f"a split named '{name}' exists already; choose another name", field="name")
 
 
 _SPLITS = (
@@ -195,7 +282,11 @@ _SPLITS = (
     )
     .join(dataset_versions, dataset_versions.c.id == dataset_splits.c.version_id)
     .join(datasets, datasets.c.id == dataset_versions.c.dataset_id)
-    .where(datasets.c.deleted_at.is_(None), dataset_versions.c.deleted_at.is_(None))
+    .where(
+        datasets.c.deleted_at.is_(None),
+        dataset_versions.c.deleted_at.is_(None),
+        dataset_splits.c.deleted_at.is_(None),
+    )
     .order_by(dataset_splits.c.created_at, dataset_splits.c.id)
 )
 

@@ -1,21 +1,21 @@
 """Labels of a version: created in short transactions of their own, used under a shared lock."""
 
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from ppworker.domain.labels import normalise_label
-from ppworker.errors import Conflict, Invalid
+from ppworker.errors import Conflict, NotFound
 from ppworker.store import bulk
 from ppworker.store.db import Tx, by_name
 from ppworker.store.ids import new_id
 from ppworker.store.tables import labels
 
-_PALETTE = (
+PALETTE = (
     "#1f77b4",
     "#ff7f0e",
     "#2ca02c",
@@ -27,6 +27,7 @@ _PALETTE = (
     "#bcbd22",
     "#17becf",
 )
+"""Colours of labels for which nobody chose one, by their index."""
 _COLUMNS = (
     "id",
     "version_id",
@@ -62,7 +63,7 @@ def list_labels_of(tx: Tx, version_ids: Sequence[UUID]) -> list[Label]:
     """Labels of several versions, each version's by their index."""
     rows = tx.execute(
         sa.select(*(labels.c[field.name] for field in fields(Label)))
-        .where(labels.c.version_id.in_(version_ids))
+        .where(labels.c.version_id.in_(version_ids), labels.c.deleted_at.is_(None))
         .order_by(labels.c.index, labels.c.id)
     )
     return [Label(**by_name(row)) for row in rows]
@@ -73,7 +74,7 @@ def names_by_version(tx: Tx, version_ids: Sequence[UUID]) -> dict[UUID, dict[str
     found: dict[UUID, dict[str, UUID]] = {version_id: {} for version_id in version_ids}
     rows = tx.execute(
         sa.select(labels.c.version_id, labels.c.name, labels.c.id)
-        .where(labels.c.version_id.in_(version_ids))
+        .where(labels.c.version_id.in_(version_ids), labels.c.deleted_at.is_(None))
         .order_by(labels.c.index)
     )
     for row in rows:
@@ -81,22 +82,83 @@ def names_by_version(tx: Tx, version_ids: Sequence[UUID]) -> dict[UUID, dict[str
     return found
 
 
-def create_label(tx: Tx, version_id: UUID, user_id: UUID, name: str) -> Label:
-    """Create one label.
+def find_label(tx: Tx, version_id: UUID, label_id: UUID) -> Label | None:
+    """The label of that version; None where there is none."""
+    row = tx.execute(
+        sa.select(*(labels.c[field.name] for field in fields(Label))).where(
+            labels.c.version_id == version_id,
+            labels.c.id == label_id,
+            labels.c.deleted_at.is_(None),
+        )
+    ).one_or_none()
+    return None if row is None else Label(**by_name(row))
+
+
+def create_label(
+    tx: Tx, version_id: UUID, user_id: UUID, name: str, values: Mapping[str, Any] | None = None
+) -> Label:
+    """Create one label, with further columns where there are any.
 
     Raises:
         Conflict: the version has a label of that name, case and width apart.
-        Invalid: the name is empty.
+        NotFound: the version was deleted.
     """
-    name = unicodedata.normalize("NFC", name).strip()
-    if not name or len(name) > 200:  # noqa: PLR2004  the limit of names everywhere
-        raise Invalid("a label's name has 1 to 200 characters", field="name")
     ids, created = ensure_labels(tx, version_id, user_id, [name], post_processor_id=None, cap=None)
+    if name not in ids:
+        raise NotFound(f"version {version_id} was deleted", field="version")
     if name not in created:
-        raise Conflict(
-            f"a label named '{name}' exists already, case apart; choose another name", field="name"
+        raise label_exists(name)
+    if values:
+        tx.execute(sa.update(labels).where(labels.c.id == ids[name]).values(**values))
+    made = find_label(tx, version_id, ids[name])
+    if made is None:
+        raise NotFound(f"label {ids[name]} was deleted", field="label")
+    return made
+
+
+def update_label(tx: Tx, version_id: UUID, label_id: UUID, values: Mapping[str, Any]) -> None:
+    """Write columns of a label; a name brings its normalised form along.
+
+    Raises:
+        Conflict: the version has another label of that name, case and width apart.
+    """
+    if "name" in values:
+        _lock_version(tx, version_id)
+        form = normalise_label(values["name"])
+        taken = sa.select(sa.literal(1)).where(
+            labels.c.version_id == version_id,
+            labels.c.normalised_name == form,
+            labels.c.id != label_id,
         )
-    return next(label for label in list_labels(tx, version_id) if label.id == ids[name])
+        if tx.execute(taken).first() is not None:
+            raise label_exists(values["name"])
+        values = {**values, "normalised_name": form}
+    tx.execute(
+        sa.update(labels)
+        .where(labels.c.id == label_id, labels.c.deleted_at.is_(None))
+        .values(**values, updated_at=sa.func.now())
+    )
+
+
+def label_exists(name: str) -> Conflict:
+    """The error of a name that another label of the version has."""
+    return Conflict(
+        f"a label named '{name}' exists already, case apart; choose another name", field="name"
+    )
+
+
+def _lock_version(tx: Tx, version_id: UUID) -> bool:
+    """Decide on the labels of a version alone; whether it is there."""
+    return (
+        tx.execute(
+            sa.text(
+                "SELECT 1 FROM dataset_versions WHERE id = :id AND deleted_at IS NULL "
+                "FOR NO KEY UPDATE"
+            ),
+            {"id": version_id},
+        ).first()
+        is not None
+    )
 
 
 def ensure_labels(
@@ -116,10 +178,8 @@ def ensure_labels(
     beyond ``cap`` (labels that this post-processor created in the version; without one, labels of
     the version) are left out of the answer.
     """
-    tx.execute(
-        sa.text("SELECT 1 FROM dataset_versions WHERE id = :id FOR NO KEY UPDATE"),
-        {"id": version_id},
-    )
+    if not _lock_version(tx, version_id):
+        return {}, []  # deleted: there is nothing to label any more
     wanted = {name: normalise_label(name) for name in names}
     rows = tx.execute(
         sa.select(
@@ -127,7 +187,7 @@ def ensure_labels(
             labels.c.id,
             labels.c.index.label("position"),
             labels.c.post_processor_id,
-        ).where(labels.c.version_id == version_id)
+        ).where(labels.c.version_id == version_id, labels.c.deleted_at.is_(None))
     ).all()
     known: dict[str, UUID] = {row.normalised_name: row.id for row in rows}
     next_index = max((row.position for row in rows), default=-1) + 1
@@ -140,7 +200,7 @@ def ensure_labels(
         known[normalised] = new_id()
         index = next_index + len(new)
         created.append(name)
-        color = _PALETTE[index % len(_PALETTE)]
+        color = PALETTE[index % len(PALETTE)]
         new.append(
             (
                 known[normalised],
@@ -166,12 +226,16 @@ def count_created(tx: Tx, version_id: UUID, post_processor_id: UUID) -> int:
             sa.select(sa.func.count()).where(
                 labels.c.version_id == version_id,
                 labels.c.post_processor_id == post_processor_id,
+                labels.c.deleted_at.is_(None),
             )
         ).scalar_one()
     )
 
 
-_LOCK_LABELS = sa.text("SELECT id FROM labels WHERE id = ANY(:ids) ORDER BY name, id FOR KEY SHARE")
+_LOCK_LABELS = sa.text(
+    "SELECT id FROM labels WHERE id = ANY(:ids) AND deleted_at IS NULL "
+    "ORDER BY name, id FOR KEY SHARE"
+)
 
 
 def lock_labels(tx: Tx, ids: Iterable[UUID]) -> set[UUID]:

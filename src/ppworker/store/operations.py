@@ -38,6 +38,8 @@ class Operation:
     done: int
     counts: Mapping[str, int]
     """What was done, by word."""
+    result: Mapping[str, Any]
+    """What it made, and what it left out."""
     attempts: int
     """Claims since the last progress, the present one among them."""
     max_attempts: int
@@ -58,7 +60,7 @@ class Operation:
 
 _COLUMNS = (
     "id", "user_id", "dataset_id", "kind", "arguments", "status", "cursor", "total", "done",
-    "counts", "attempts", "max_attempts", "lease_token", "reason", "error", "created_at",
+    "counts", "result", "attempts", "max_attempts", "lease_token", "reason", "error", "created_at",
     "started_at", "completed_at",
 )  # fmt: skip
 _SELECTED = ", ".join(f'o."{name}"' for name in _COLUMNS)
@@ -78,12 +80,14 @@ def insert_operation(
     arguments: Mapping[str, Any],
     dataset_id: UUID | None,
     total: int | None = None,
+    result: Mapping[str, Any] | None = None,
 ) -> None:
-    """Create an operation that is due at once."""
+    """Create an operation that is due at once; of its result something may be known before."""
     tx.execute(
         sa.text(
-            "INSERT INTO operations (id, user_id, dataset_id, kind, arguments, total) "
-            "VALUES (:id, :user, :dataset, :kind, CAST(:arguments AS jsonb), :total)"
+            "INSERT INTO operations (id, user_id, dataset_id, kind, arguments, total, result) "
+            "VALUES (:id, :user, :dataset, :kind, CAST(:arguments AS jsonb), :total, "
+            "CAST(:result AS jsonb))"
         ),
         {
             "id": id_,
@@ -92,6 +96,7 @@ def insert_operation(
             "kind": kind,
             "arguments": json.dumps(dict(arguments)),
             "total": total,
+            "result": json.dumps(dict(result or {})),
         },
     )
 
@@ -216,7 +221,8 @@ def hold(tx: Tx, id_: UUID, token: int) -> Operation | None:
 _ADVANCE = sa.text(
     f"""
 UPDATE operations o SET "cursor" = :cursor, done = :done, counts = CAST(:counts AS jsonb),
-  attempts = 1, status = CASE WHEN :is_last THEN 'completed' ELSE 'processing' END,
+  result = CAST(:result AS jsonb), attempts = 1,
+  status = CASE WHEN :is_last THEN 'completed' ELSE 'processing' END,
   lease_owner = CASE WHEN :is_last THEN NULL ELSE o.lease_owner END,
   lease_expires_at = CASE WHEN :is_last THEN NULL
     ELSE clock_timestamp() + make_interval(secs => :lease_s) END,
@@ -233,12 +239,14 @@ def advance(
     cursor: int,
     done: int,
     counts: Mapping[str, int],
+    result: Mapping[str, Any],
     is_last: bool,
     lease_s: float,
 ) -> Operation:
     """Record a chunk with the writes of it: place, counts and a renewed lease, or the end.
 
-    Progress makes the attempts begin anew. ``done`` and ``counts`` are the new totals.
+    Progress makes the attempts begin anew. ``done``, ``counts`` and ``result`` are the new
+    totals.
     """
     row = tx.execute(
         _ADVANCE,
@@ -248,6 +256,7 @@ def advance(
             "cursor": cursor,
             "done": done,
             "counts": json.dumps(dict(counts)),
+            "result": json.dumps(dict(result)),
             "is_last": is_last,
             "lease_s": lease_s,
         },

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -36,6 +37,43 @@ def append_deltas(tx: Tx, deltas: Sequence[StatDelta]) -> None:
         label_stat_deltas,
         _COLUMNS,
         [[getattr(delta, name) for name in _COLUMNS] for delta in deltas],
+    )
+
+
+_MEMBERS_DELTAS = sa.text("""
+WITH member AS MATERIALIZED (
+  SELECT s.split_id, s.item_id, s.version_id FROM item_splits s
+  WHERE s.item_id = ANY(CAST(:items AS uuid[])) AND s.split_id = ANY(CAST(:splits AS uuid[]))),
+labelled AS MATERIALIZED (
+  SELECT m.split_id, m.item_id, a.label_id, count(*) AS n FROM member m
+  JOIN annotations a ON a.item_id = m.item_id AND a.version_id = m.version_id
+    AND a.deleted_at IS NULL
+  GROUP BY 1, 2, 3),
+counted AS (
+  SELECT m.split_id, m.item_id, coalesce(sum(l.n), 0) AS n FROM member m
+  LEFT JOIN labelled l ON l.split_id = m.split_id AND l.item_id = m.item_id GROUP BY 1, 2)
+INSERT INTO label_stat_deltas (split_id, bucket, label_id, annotation_count, item_count)
+SELECT split_id, bucket, label_id, :sign * annotations, :sign * items FROM (
+  SELECT split_id, 'label' AS bucket, label_id, sum(n) AS annotations, count(*) AS items
+  FROM labelled GROUP BY 1, 3
+  UNION ALL
+  SELECT split_id, 'unlabelled', NULL, 0, count(*) FROM counted WHERE n = 0 GROUP BY 1
+  UNION ALL
+  SELECT split_id, 'total', NULL, sum(n), count(*) FROM counted GROUP BY 1) AS d
+""")
+
+
+def append_members(
+    tx: Tx, item_ids: Iterable[UUID], split_ids: Iterable[UUID], *, sign: Literal[1, -1]
+) -> None:
+    """Record that items count in splits, or cease to, as members that they are at this moment.
+
+    One statement, however many they are. The items must be locked. Whoever changes what members
+    carry says -1 before the change and 1 after it.
+    """
+    tx.execute(
+        _MEMBERS_DELTAS,
+        {"items": bulk.uuids(item_ids), "splits": bulk.uuids(split_ids), "sign": sign},
     )
 
 

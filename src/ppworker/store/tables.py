@@ -253,6 +253,7 @@ item_states = Table(
     *_times(),
     sa.PrimaryKeyConstraint("version_id", "item_id"),
     CheckConstraint("version >= 1", name="version_is_positive"),
+    Index("item_states_item", "item_id"),  # for the removal of items
 )
 
 annotations = Table(
@@ -277,6 +278,7 @@ annotations = Table(
     Column("model_version", Text, nullable=False, server_default=""),
     Column("review", Text, nullable=False, server_default="suggested"),
     Column("fingerprint", Text),  # of the model's own prediction; None for a person's
+    Column("origin", JSONB),  # of an imported one: what it was where it was exported
     *_times(),
     Column("deleted_at", Time),  # tombstone of a suggestion that a person deleted
     # A label of another version cannot be attached; the version row itself is never locked.
@@ -298,6 +300,7 @@ annotations = Table(
     CheckConstraint(
         "(source IN ('model','inference')) = (fingerprint IS NOT NULL)", name="has_fingerprint"
     ),
+    CheckConstraint("origin IS NULL OR source = 'import'", name="origin_is_imported"),
     # Serves look-ups by item and makes a doubled model output impossible; persons' rows have no
     # fingerprint and so never collide.
     Index(

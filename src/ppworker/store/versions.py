@@ -1,6 +1,6 @@
 """Versions of datasets: each has its own splits, labels and annotations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,6 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ppworker.store.db import Tx, by_name
+from ppworker.store.ids import new_id
 from ppworker.store.shares import OWNER, role_of
 from ppworker.store.tables import dataset_versions, datasets
 
@@ -57,6 +58,39 @@ def find_version(
         query = query.where(datasets.c.id == dataset_id)
     row = tx.execute(query).one_or_none()
     return None if row is None else Version(**by_name(row))
+
+
+def count_versions(tx: Tx, dataset_id: UUID) -> int:
+    """How many versions a dataset ever had."""
+    counted = sa.select(sa.func.count()).where(dataset_versions.c.dataset_id == dataset_id)
+    return int(tx.execute(counted).scalar_one())
+
+
+def create_version(
+    tx: Tx, dataset_id: UUID, user_id: UUID, name: str, *, description: str = "", config: str = ""
+) -> UUID:
+    """Create an empty version."""
+    version_id = new_id()
+    tx.execute(
+        sa.insert(dataset_versions).values(
+            id=version_id,
+            dataset_id=dataset_id,
+            user_id=user_id,
+            name=name,
+            description=description,
+            config=config,
+        )
+    )
+    return version_id
+
+
+def update_version(tx: Tx, version_id: UUID, values: Mapping[str, Any]) -> None:
+    """Write columns of a version."""
+    tx.execute(
+        sa.update(dataset_versions)
+        .where(dataset_versions.c.id == version_id, dataset_versions.c.deleted_at.is_(None))
+        .values(**values, updated_at=sa.func.now())
+    )
 
 
 def list_versions(tx: Tx, dataset_ids: Sequence[UUID]) -> list[Version]:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator, ValidationError
 
-from ppworker.api.auth import KeyedRoute, Room
+from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paths import SplitPath
 from ppworker.api.resources import operations as operation_routes
@@ -21,7 +21,7 @@ from ppworker.errors import Conflict
 from ppworker.pipeline.control import operations
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.inferences import inferences
+from ppworker.pipeline.inferences import collected, inferences
 from ppworker.store.operations import Operation
 
 router = APIRouter(
@@ -125,21 +125,25 @@ def add_inferences(
     request: Request,
     response: Response,
     deps: Room,
+    caller: Caller,
     split: SplitPath,
     *,
     body: InferencesBody,
 ) -> Any:
     """Add inferences to a split as items, and their predictions as annotations.
 
-    All of them are checked before any is written. What takes longer than a request may is answered
-    by 202 with the operation, which goes on.
+    One that is kept here, under the id of one of yours, brings its file and its text along. All of
+    them are checked before any is written. What takes longer than a request may is answered by 202
+    with the operation, which goes on.
     """
     keep = body.keep_annotations is not False
     sent = body.inferences or []
     if not sent:
         return InferencesAnswer(keep_annotations=keep, inferences=[])
     echo = _echo(sent)  # before anything is written: what cannot be given back is refused
-    accepted = inferences.add(deps, split, sent, keep_annotations=keep)
+    whole = collected.complete(deps, caller.user_id, split, sent)
+    kept_by = caller.user_id if whole.has_kept else None
+    accepted = inferences.add(deps, split, whole.inferences, keep_annotations=keep, kept_by=kept_by)
     waiting: Waiting = request.app.state.waiting
     operation = waiting.follow(deps, split.user_id, accepted.operation_id)
     if operation.status == Status.FAILED:
@@ -150,7 +154,8 @@ def add_inferences(
     if not operation.is_over:
         response.status_code = 202
         return _later(operation)
-    for answer, item_id in zip(echo, inferences.find_items(deps, split, sent), strict=True):
+    found = inferences.find_items(deps, split, whole.inferences)
+    for answer, item_id in zip(echo, found, strict=True):
         if item_id is not None:
             answer.dataset_item_id = str(item_id)
     return InferencesAnswer(keep_annotations=keep, inferences=echo)

@@ -3,21 +3,24 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from ppworker.api.auth import KeyedRoute, KeyedUploadRoute, Room
+from ppworker.api.auth import Caller, KeyedRoute, KeyedUploadRoute, Room
+from ppworker.api.conditions import TAGGED, ExpectedVersion, tag
 from ppworker.api.errors import responses
 from ppworker.api.paging import DEFAULT_PAGE, PageCount, PageSize, QueryFlag, QueryText
 from ppworker.api.paths import ItemPath, VersionPath, identity, missing
 from ppworker.api.resources import annotations as annotation_shape
 from ppworker.api.resources import splits as split_routes
-from ppworker.api.resources.annotations import AnnotationAnswer
+from ppworker.api.resources.annotations import AnnotationAnswer, ItemsAnnotation
 from ppworker.api.resources.splits import SplitAnswer
 from ppworker.api.uploads import BODY, OneFile
 from ppworker.api.wire import Answer, Asked, Base, Text
 from ppworker.errors import Conflict, Invalid
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.edits import items as edits
+from ppworker.pipeline.edits.annotations import annotate_new
 from ppworker.pipeline.uploads import item_files
 from ppworker.store import datasets, item_pages, labels
 from ppworker.store.datasets import Split, as_id
@@ -76,8 +79,22 @@ class NewItem(Asked):
     extension: Annotated[str | None, Field(max_length=100)] = None
     splits: Annotated[list[SplitReference] | None, Field(max_length=100)] = None
     """None or empty: the version's default split, else its first one."""
-    annotations: list[Any] | None = None
-    """To be empty: annotations are made by themselves."""
+    annotations: Annotated[list[ItemsAnnotation] | None, Field(max_length=1_000)] = None
+    """Made with the item, as if by themselves just after it."""
+
+
+class ChangedItem(Asked):
+    """New values of an item; null leaves one as it is.
+
+    Splits and annotations that clients send along are not looked at.
+    """
+
+    name: Annotated[str | None, Field(max_length=10_000)] = None
+    description: str | None = None
+    text: str | None = None
+    """Empty: it has none any more."""
+    extension: Annotated[str | None, Field(max_length=100)] = None
+    """Empty leaves it as it is."""
 
 
 @router.get("/datasets/{dataset_id}/versions/{version_id}/items", responses=responses(400))
@@ -121,12 +138,12 @@ def _check_filters(tx: Tx, version: Version, filters: Filters) -> None:
 @router.post(
     "/datasets/{dataset_id}/versions/{version_id}/items", responses=responses(400, 409, 413, 422)
 )
-def create_item(deps: Room, version: VersionPath, body: NewItem) -> ItemAnswer:
+def create_item(deps: Room, caller: Caller, version: VersionPath, body: NewItem) -> ItemAnswer:
     """Make an item. With text its post-processors run; without, they do when it gets its file."""
-    if body.annotations:
-        raise Invalid(
-            "an item is made without annotations; leave the list empty", field="annotations"
-        )
+    new = [
+        annotation_shape.wanted(each, path=f"annotations[{position}].")
+        for position, each in enumerate(body.annotations or [])
+    ]
     with deps.db.look() as tx:
         there = datasets.list_splits(tx, version.user_id, version.id)
     draft = item_files.Draft(
@@ -135,7 +152,12 @@ def create_item(deps: Room, version: VersionPath, body: NewItem) -> ItemAnswer:
         text=body.text or "",
         extension=body.extension or "",
     )
-    made = item_files.create(deps, _chosen(version, there, body.splits or []), draft)
+    made = item_files.create(
+        deps,
+        _chosen(version, there, body.splits or []),
+        draft,
+        also_write=annotate_new(version.id, caller.user_id, new, item_text=draft.text),
+    )
     with deps.db.look() as tx:
         found = item_pages.find_item(tx, version.id, made)
         if found is None:
@@ -165,11 +187,35 @@ def _chosen(
     return list(found.values())
 
 
-@router.get("/datasets/{dataset_id}/versions/{version_id}/items/{item_id}")
-def read_item(deps: Room, version: VersionPath, item: ItemPath) -> ItemAnswer:
+@router.get("/datasets/{dataset_id}/versions/{version_id}/items/{item_id}", responses=TAGGED)
+def read_item(deps: Room, version: VersionPath, item: ItemPath, response: Response) -> ItemAnswer:
     """One item."""
+    tag(response, item.version)
     with deps.db.look() as tx:
         return _described(tx, version, [item])[0]
+
+
+@router.put(
+    "/datasets/{dataset_id}/versions/{version_id}/items/{item_id}",
+    responses=responses(400, 412, 413, 422) | TAGGED,
+)
+def change_item(
+    deps: Room,
+    version: VersionPath,
+    item: ItemPath,
+    body: ChangedItem,
+    response: Response,
+    *,
+    expected: ExpectedVersion,
+) -> ItemAnswer:
+    """Change an item; with If-Match only if it is at the version you read. Nothing runs by it."""
+    changed = edits.Changed(
+        name=body.name, description=body.description, text=body.text, extension=body.extension
+    )
+    edits.change(deps, version.id, item.id, changed, expected=expected)
+    answer = _read(deps, version, item)
+    tag(response, answer.version)
+    return answer
 
 
 @uploads.post(
@@ -214,7 +260,7 @@ def _described(tx: Tx, version: Version, found: Sequence[Item]) -> list[ItemAnsw
                 text=item.text,
                 splits=[split_routes.shown(splits[split_id]) for split_id in own],
                 annotations=[
-                    annotation_shape.shown(row, split_id=first)
+                    annotation_shape.shown(row, split_id=first, text=item.text)
                     for row in annotated.get(item.id, [])
                 ],
                 extension=item.extension,

@@ -1,6 +1,6 @@
 """Long work that goes on behind a request: how far it is, how it ended."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BeforeValidator
@@ -29,6 +29,8 @@ class OperationAnswer(Answer):
     total: int | None
     counts: dict[str, int]
     """What was done, by word."""
+    result: dict[str, Any] = {}
+    """What it made, and what it left out with the reasons."""
     dataset_id: OptionalText = None
     reason: str = ""
     error: str | None = None
@@ -46,6 +48,7 @@ def shown(operation: Operation) -> OperationAnswer:
         done=operation.done,
         total=operation.total,
         counts=dict(operation.counts),
+        result=dict(operation.result),
         dataset_id=operation.dataset_id,
         reason=operation.reason,
         error=operation.error or None,

@@ -11,7 +11,8 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
 from ppworker.domain.drop import add_counts
@@ -25,6 +26,7 @@ from ppworker.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from ppworker.pipeline.control.pace import Pace
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import patience
 from ppworker.store import operations
@@ -33,12 +35,8 @@ from ppworker.store.operations import Operation
 
 log = logging.getLogger(__name__)
 
-_CHUNK_S = 0.5
-"""Seconds that one chunk should last at most: others wait for the rows it locks."""
-_CHUNKS_PER_LEASE = 6
-"""At least so many chunks fit into a lease, twice as many as must."""
-_GROWTH = 4
-_MOST_UNITS = 2_000
+MOST_LISTED = 20
+"""Elements of a list in a result; examples, not all there is."""
 _LOOK_S = 0.1
 """Seconds between two looks at an operation that somebody else runs."""
 
@@ -66,6 +64,8 @@ class Chunk:
     counts: Mapping[str, int]
     """What became of them, by word; added to the operation's."""
     is_last: bool
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """What it made and what it left out; merged into the operation's by `merged`."""
     after: Callable[[], None] = _nothing
     """Called once after the COMMIT: events and hints. Must not raise."""
 
@@ -191,18 +191,21 @@ def retry(deps: Deps, user_id: UUID, operation_id: UUID) -> Operation:
     return retried
 
 
-class _Pace:
-    """How many units a chunk takes, from the time that the last ones took."""
-
-    def __init__(self, operation: Operation, lease_s: float) -> None:
-        self._target_s = min(_CHUNK_S, lease_s / _CHUNKS_PER_LEASE)
-        # Each try without progress begins four times smaller: what spoils a chunk, be it memory,
-        # then stands alone at last, and what lies before it is done.
-        self.units = max(1, operations.FIRST_CHUNK >> (2 * (operation.attempts - 1)))
-
-    def learn(self, units: int, seconds: float) -> None:
-        fitting = self._target_s / max(seconds / max(units, 1), 1e-6)
-        self.units = max(1, min(int(fitting), self.units * _GROWTH, _MOST_UNITS))
+def merged(result: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with what another chunk adds: numbers add up, lists go on as far as `MOST_LISTED`,
+    objects are merged, anything else is replaced."""
+    made = dict(result)
+    for name, value in more.items():
+        old = made.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            made[name] = merged(old, value)
+        elif isinstance(value, list) and isinstance(old, list):
+            made[name] = [*old, *value][:MOST_LISTED]
+        elif type(value) is int and type(old) is int:
+            made[name] = old + value
+        else:
+            made[name] = value
+    return made
 
 
 def _run_claimed(
@@ -212,7 +215,7 @@ def _run_claimed(
     until: Callable[[], bool],
     watch: Callable[[Operation], None],
 ) -> Operation:
-    pace = _Pace(operation, deps.settings.lease_s)
+    pace = Pace(operation.attempts, deps.settings.lease_s)
     try:
         while not until():
             held = replace(operation, chunk=pace.units)
@@ -262,6 +265,7 @@ def _chunk_patiently(
                 cursor=chunk.cursor,
                 done=held.done + chunk.done,
                 counts=add_counts(held.counts, chunk.counts),
+                result=merged(held.result, chunk.result),
                 is_last=chunk.is_last,
                 lease_s=deps.settings.lease_s,
             )
@@ -285,8 +289,9 @@ def _find_written(
     if found is None or found.lease_token != before.lease_token:
         raise _LeaseLostError
     for state, chunk in last:
-        said = (state.cursor, state.done, state.counts, state.status)
-        if said == (found.cursor, found.done, found.counts, found.status):
+        said = (state.cursor, state.done, state.counts, state.result, state.status)
+        there = (found.cursor, found.done, found.counts, found.result, found.status)
+        if said == there:
             return found, chunk
     return None
 

@@ -65,6 +65,8 @@ class Additions:
     def __init__(self, split: Split, labels: LabelIds | None) -> None:
         self.counts: Counter[str] = Counter()
         self.jobs: list[jobs.NewJob] = []
+        self.became: dict[str, UUID] = {}
+        """Items by the ids of their inferences, those that were known before too."""
         self._split = split
         self._labels = labels
         self._touched: dict[UUID, Touched] = {}

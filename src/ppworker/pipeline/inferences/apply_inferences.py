@@ -25,7 +25,15 @@ from ppworker.pipeline.inferences.inference_lines import Chunk as Lines
 from ppworker.pipeline.inferences.inference_lines import Line
 from ppworker.pipeline.uploads import ingest
 from ppworker.pipeline.uploads.names import clean_name, extension_of
-from ppworker.store import annotations, datasets, inferences, items, labels, post_processors
+from ppworker.store import (
+    annotations,
+    datasets,
+    inferences,
+    items,
+    labels,
+    model_inferences,
+    post_processors,
+)
 from ppworker.store.datasets import Split
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
@@ -57,6 +65,7 @@ def step(deps: Deps, operation: Operation) -> Write:
     """
     keep = bool(operation.arguments["keep_annotations"])
     split_id = str(operation.arguments["split_id"])
+    kept_by = datasets.as_id(str(operation.arguments.get("kept_by", "")))
     with deps.db.look() as tx:
         split = datasets.get_split(tx, operation.user_id, split_id)
     chunk = inference_lines.read_chunk(
@@ -77,6 +86,11 @@ def step(deps: Deps, operation: Operation) -> Write:
         processors = post_processors.list_post_processors(tx, found.dataset_id)
         additions.plan(processors)
         additions.write(tx)
+        if kept_by is not None:
+            became = {
+                id_: item for key, item in additions.became.items() if (id_ := datasets.as_id(key))
+            }
+            model_inferences.mark_added(tx, kept_by, became)
 
         def tell() -> None:
             deps.emit([additions.written()])
@@ -263,6 +277,7 @@ def _apply(additions: Additions, found: _Found, split: Split, line: Line, files:
     elif given.item:
         additions.counts["items_linked"] += 1
     additions.join(touched)
+    additions.became[given.external_id] = touched.id
     if known is None:
         known = Known(additions.record(given.external_id, touched, line.raw), touched.id)
         additions.counts["refused_values"] += line.refused

@@ -53,6 +53,7 @@ def add(
     keep_annotations: bool = True,
     key: str | None = None,
     digest: str | None = None,
+    kept_by: UUID | None = None,
 ) -> Accepted:
     """Accept inferences for a split.
 
@@ -63,13 +64,15 @@ def add(
         keep_annotations: whether their predictions become annotations, or only items are added.
         key: idempotency key; the same key with the same inferences names the first operation.
         digest: hash by which the same request is recognised; by default one of its content.
+        kept_by: whose kept inferences are told which items they became; None tells nobody.
 
     Raises:
         Invalid: one breaks a rule; its field is ``inferences[17].inference_items[0].confidence``,
             for instance. Nothing is written.
         Conflict: the key was used for something else.
     """
-    return _stage(deps, split, lines_from(given_inferences), keep_annotations, key, digest)
+    lines = lines_from(given_inferences)
+    return _stage(deps, split, lines, keep_annotations, key, digest, kept_by=kept_by)
 
 
 def add_file(
@@ -113,6 +116,8 @@ def _stage(
     keep_annotations: bool,  # noqa: FBT001  passed through
     key: str | None,
     digest: str | None,
+    *,
+    kept_by: UUID | None = None,
 ) -> Accepted:
     if key is not None and not 1 <= len(key) <= _MOST_KEY:
         raise Invalid(f"has 1 to {_MOST_KEY} characters", field="key")
@@ -126,6 +131,8 @@ def _stage(
         "blob": staged.sha256,
         "keep_annotations": keep_annotations,
     }
+    if kept_by is not None:
+        arguments["kept_by"] = str(kept_by)
     content = hashlib.sha256(json.dumps([KIND, arguments], sort_keys=True).encode()).hexdigest()
     digest = digest or content
     operation_id = new_id()

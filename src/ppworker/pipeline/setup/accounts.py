@@ -1,14 +1,17 @@
 """Makes users and keys, their names checked first; keeps the one key of a data folder in a file."""
 
 import os
+import re
 import secrets
 import unicodedata
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from ppworker.errors import Invalid
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.setup import passwords
 from ppworker.store import accounts
 from ppworker.store.accounts import Key, User
 from ppworker.store.db import Database, Tx
@@ -18,22 +21,103 @@ SCOPES = (READ, WRITE)
 """What a key can be for; a key without any is for everything."""
 _MAX_NAME = 200
 _MAX_DAYS = 36_500
+_MAX_EMAIL = 254
+_EMAIL = re.compile(r"[^\s@:,;<>()\"]+@[^\s@:,;<>()\"]+")
 _FILE = "api.key"
 
 
-def create_user(deps: Deps, username: str) -> User:
-    """Create a user.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Who an account is of, as far as they say; checked when the account is made."""
+
+    username: str
+    email: str = ""
+    name: str = ""
+    firstname: str = ""
+
+
+def checked(person: Person) -> Person:
+    """What somebody says of themselves, in the form in which it is stored.
 
     Raises:
-        Invalid: the name breaks the rules.
-        Conflict: it is taken.
+        Invalid: something breaks the rules.
+    """
+    return Person(
+        username=checked_username(person.username),
+        email=_checked_email(person.email),
+        name=_checked_text(person.name, "name"),
+        firstname=_checked_text(person.firstname, "firstname"),
+    )
+
+
+def checked_username(username: str) -> str:
+    """A user's name in the form in which it is stored: however a keyboard composes its letters.
+
+    Raises:
+        Invalid: it breaks the rules.
     """
     name = unicodedata.normalize("NFC", username).strip()
     if not 1 <= len(name) <= _MAX_NAME:
         raise Invalid(f"has 1 to {_MAX_NAME} characters, not {len(name)}", field="username")
     if not name.isprintable() or ":" in name:  # older clients send username:key
         raise Invalid("has no ':' and no control characters", field="username")
-    return deps.db.transact(lambda tx: accounts.create_user(tx, name))
+    return name
+
+
+def _checked_email(email: str) -> str:
+    address = unicodedata.normalize("NFC", email).strip()
+    if not address:
+        return ""
+    if len(address) > _MAX_EMAIL or not address.isprintable() or not _EMAIL.fullmatch(address):
+        raise Invalid("is no e-mail address like name@example.org", field="email")
+    return address
+
+
+def _checked_text(text: str, field: str) -> str:
+    kept = unicodedata.normalize("NFC", text)
+    if len(kept) > _MAX_NAME or not kept.isprintable():
+        raise Invalid(f"has at most {_MAX_NAME} characters and no control characters", field=field)
+    return kept
+
+
+def create_user(deps: Deps, person: Person, *, password: str | None = None) -> User:
+    """Create a user; without a password only keys open the account.
+
+    Raises:
+        Invalid: something breaks the rules.
+        Conflict: the name or the e-mail address is taken.
+    """
+    wanted = checked(person)
+    hashed = None if password is None else passwords.hashed(passwords.checked(password))
+
+    def work(tx: Tx) -> User:
+        return accounts.create_user(
+            tx,
+            wanted.username,
+            email=wanted.email,
+            name=wanted.name,
+            firstname=wanted.firstname,
+            password_hash=hashed,
+        )
+
+    return deps.db.transact(work)
+
+
+def set_password(deps: Deps, user_id: UUID, password: str) -> None:
+    """Give an account another password, and end its logins; keys that a person made stay.
+
+    Raises:
+        Invalid: the password breaks the rules.
+        NotFound: the account is gone.
+    """
+    hashed = passwords.hashed(passwords.checked(password))
+
+    def work(tx: Tx) -> None:
+        accounts.lock_user(tx, user_id)
+        accounts.set_password_hash(tx, user_id, hashed)
+        accounts.end_sessions(tx, user_id)
+
+    deps.db.transact(work)
 
 
 def create_key(
@@ -49,8 +133,7 @@ def create_key(
     Raises:
         Invalid: name, scopes or days break the rules.
     """
-    if len(name) > _MAX_NAME or not name.isprintable():
-        raise Invalid(f"has at most {_MAX_NAME} characters and no control characters", field="name")
+    name = _checked_text(name, "name")
     for scope in scopes:
         if scope not in SCOPES:
             known = ", ".join(SCOPES)

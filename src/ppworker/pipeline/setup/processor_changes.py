@@ -133,7 +133,9 @@ def _keeps_paths(found: PostProcessor, wanted: Wanted) -> bool:
     return all(before.get(name) == after.get(name) for name in registry.spec(found.runner).paths)
 
 
-def restore(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+def restore(
+    given: Mapping[str, Any], stored: Mapping[str, Any], *, field: str = "runner_config"
+) -> dict[str, Any]:
     """Options that were given, with secrets that were only shown redacted put back.
 
     Raises:
@@ -141,7 +143,7 @@ def restore(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, An
     """
     shown = redacted(stored)
     return {
-        name: _restored(value, stored.get(name), shown.get(name), f"runner_config.{name}")
+        name: _restored(value, stored.get(name), shown.get(name), f"{field}.{name}")
         for name, value in given.items()
     }
 

@@ -5,7 +5,7 @@ another one has every matching post-processor run again: what runs now is asked 
 sees the new file anyway, and what is over gets a new job.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -37,13 +37,24 @@ class Draft:
     """With or without its dot."""
 
 
-def create(deps: Deps, splits: Sequence[Split], draft: Draft) -> UUID:
+def _nothing(tx: Tx, item_id: UUID) -> None:
+    """Nothing else is written."""
+
+
+def create(
+    deps: Deps,
+    splits: Sequence[Split],
+    draft: Draft,
+    *,
+    also_write: Callable[[Tx, UUID], None] = _nothing,
+) -> UUID:
     """Make an item in splits of one version; with text, its jobs are planned with it.
 
     Args:
         deps: the collaborators.
         splits: where it goes, one at least.
         draft: what it is.
+        also_write: writes what belongs to the new item, in the transaction that makes it.
 
     Raises:
         Invalid: something of it breaks a rule.
@@ -52,6 +63,7 @@ def create(deps: Deps, splits: Sequence[Split], draft: Draft) -> UUID:
 
     def work(tx: Tx) -> tuple[list[jobs.NewJob], list[PostProcessor]]:
         _, planned, processors = ingest.write_items(tx, splits[0], [item], also=splits[1:])
+        also_write(tx, item.id)
         return planned, processors
 
     planned, processors = deps.db.transact(work)
@@ -60,30 +72,58 @@ def create(deps: Deps, splits: Sequence[Split], draft: Draft) -> UUID:
 
 
 def _new_item(deps: Deps, split: Split, draft: Draft) -> items.NewItem:
-    text, _ = clean_text(draft.text)
+    text = checked_text(deps, draft.text)
+    return items.NewItem(
+        id=new_id(),
+        dataset_id=split.dataset_id,
+        user_id=split.user_id,
+        name=shown_name(draft.name),
+        description=checked_description(draft.description),
+        text=text or None,
+        extension=checked_extension(draft.extension) or ("txt" if text else ""),
+        media_type="text/plain" if text else "",
+    )
+
+
+def checked_text(deps: Deps, given: str) -> str:
+    """A text as an item may have it.
+
+    Raises:
+        TooLarge: it is longer than a text may be.
+    """
+    text, _ = clean_text(given)
     size, most = len(text.encode()), deps.settings.max_text_bytes
     if size > most:
         raise TooLarge(
             f"has {size} bytes, more than {most}; cut it up, or raise PPWORKER_MAX_TEXT_BYTES",
             field="text",
         )
-    description, _ = clean_text(draft.description)
+    return text
+
+
+def checked_description(given: str) -> str:
+    """A description as an item may have it.
+
+    Raises:
+        Invalid: it is too long.
+    """
+    description, _ = clean_text(given)
     if len(description) > _MAX_DESCRIPTION:
         raise Invalid(f"has at most {_MAX_DESCRIPTION} characters", field="description")
-    given = draft.extension.strip().removeprefix(".")
-    extension = extension_of(f"item.{given}")
-    if given and not extension:
-        raise Invalid("is no file extension; write one like png", field="extension")
-    return items.NewItem(
-        id=new_id(),
-        dataset_id=split.dataset_id,
-        user_id=split.user_id,
-        name=shown_name(draft.name),
-        description=description,
-        text=text or None,
-        extension=extension or ("txt" if text else ""),
-        media_type="text/plain" if text else "",
-    )
+    return description
+
+
+def checked_extension(given: str) -> str:
+    """An extension as it is stored, whether it was given with its dot or without.
+
+    Raises:
+        Invalid: it looks like none.
+    """
+    bare = given.strip().removeprefix(".")
+    extension = extension_of(f"item.{bare}")
+    if bare and not extension:
+        raise Invalid(f"'{bare}' is no extension; write one like png", field="extension")
+    return extension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,7 +111,14 @@ def _items() -> None:
         sa.PrimaryKeyConstraint("version_id", "item_id", name=op.f("item_states_pkey")),
         sa.UniqueConstraint("id", name=op.f("item_states_id_key")),
     )
+    op.create_index("item_states_item", "item_states", ["item_id"])
     op.create_index("annotations_label", "annotations", ["label_id", "item_id"])
+    op.add_column("annotations", sa.Column("origin", postgresql.JSONB(), nullable=True))
+    op.create_check_constraint(
+        op.f("annotations_origin_is_imported"),
+        "annotations",
+        "origin IS NULL OR source = 'import'",
+    )
 
 
 def _models() -> None:

@@ -1,0 +1,54 @@
+"""Hashes passwords slowly, so that whoever steals the hashes must take long over every guess."""
+
+import unicodedata
+
+from argon2 import PasswordHasher, Type
+from argon2.exceptions import InvalidHashError, VerifyMismatchError
+
+from ppworker.errors import Invalid
+
+MOST_BYTES = 1024
+"""Longest password: hashing has its price, and the price must have an end."""
+
+# 64 MiB and two passes: three times what OWASP asks for at least, about 0.1 s of one core.
+_HASHER = PasswordHasher(
+    time_cost=2, memory_cost=64 * 1024, parallelism=1, hash_len=32, salt_len=16, type=Type.ID
+)
+_NOBODYS = f"$argon2id$v=19$m=65536,t=2,p=1${'A' * 22}${'A' * 43}"
+"""What is compared where there is no hash: no password fits, and it takes as long as any other."""
+
+
+def checked(password: str) -> str:
+    """The password as it is hashed: however a keyboard composes its letters.
+
+    Raises:
+        Invalid: it is empty or too long; the message does not repeat it.
+    """
+    composed = unicodedata.normalize("NFC", password)
+    length = len(composed.encode("utf-8", "surrogatepass"))
+    if not 1 <= length <= MOST_BYTES:
+        raise Invalid(f"has 1 to {MOST_BYTES} bytes", field="password")
+    if "\0" in composed or any("\ud800" <= letter <= "\udfff" for letter in composed):
+        raise Invalid("holds NUL or half a character", field="password")
+    return composed
+
+
+def hashed(password: str) -> str:
+    """The hash of a password that was checked, with its parameters and salt in it."""
+    return _HASHER.hash(password)
+
+
+def fits(stored: str | None, password: str) -> bool:
+    """Whether a checked password is the one that was hashed; never where there is no hash.
+
+    Takes as long for nobody as for somebody.
+    """
+    try:
+        return _HASHER.verify(stored or _NOBODYS, password) and stored is not None
+    except (VerifyMismatchError, InvalidHashError):
+        return False
+
+
+def is_outdated(stored: str) -> bool:
+    """Whether a hash was made with other parameters than today's."""
+    return _HASHER.check_needs_rehash(stored)
