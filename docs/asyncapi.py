@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from ppworker.pipeline.inferences.inferences import inference_lines
+from ppworker.pipeline.inferences import inference_lines
 from ppworker.worker import hints, messages
 from ppworker.worker.command_link import QUEUE
 

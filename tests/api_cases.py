@@ -22,6 +22,7 @@ from api_shapes import (
     LABEL,
     OPERATION,
     PROCESSOR,
+    REVIEW,
     SPLIT,
     STAT,
     STATE,
@@ -288,6 +289,25 @@ ANNOTATIONS = [
         bad=[Bad(body={"coordinates": 5}, field="coordinates")],
     ),
     Case(method="DELETE", path=f"{V}/annotations/{{annotation_id}}", shape=ANNOTATION),
+    Case(
+        method="GET", path=f"{V}/annotations", shape=[ANNOTATION], query={"item_id": "{item_id}"}
+    ),
+    Case(method="GET", path=f"{V}/annotations/{{annotation_id}}", shape=ANNOTATION),
+    *(
+        Case(
+            method="POST", path=f"{V}/annotations/{{annotation_id}}/{action}", shape=ANNOTATION,
+            bodyless=True,
+        )
+        for action in ("accept", "reject")
+    ),
+    Case(
+        method="POST", path=f"{V}/annotations/review", shape=REVIEW,
+        body={"action": "reject", "filter": {"max_score": 0.95}},
+        bad=[
+            Bad(body={"action": "accept", "ids": ["nobody's"]}, field="ids[0]"),
+            Bad(body={"action": "perhaps", "ids": []}, field="action"),
+        ],
+    ),
 ]  # fmt: skip
 
 JOBS = [
@@ -313,6 +333,11 @@ PROCESSORS = [
         bad=[Bad(body={"order": "first"}, field="order")],
     ),
     Case(method="DELETE", path=f"{P}/{{post_processor_id}}", shape=None, status=204),
+    Case(
+        method="POST", path=f"{P}/{{scripted_processor_id}}/undo", shape=OPERATION,
+        body={"version_id": "{version_id}"},
+        bad=[Bad(body={"version_id": "nobody's"}, field="version_id")],
+    ),
 ]  # fmt: skip
 
 OTHERS = [

@@ -117,7 +117,7 @@ SHARE = {
 # 1.7
 _OURS_OF_ANNOTATIONS = {
     "kind": str, "text": str, "page": Optional(int), "confidence": Optional(float), "source": str,
-    "review": str, "post_processor_id": Optional(str), "model_version": str,
+    "review": str, "stale": bool, "post_processor_id": Optional(str), "model_version": str,
 }  # fmt: skip
 ANNOTATION = (
     BASE
@@ -199,5 +199,9 @@ OPERATION = {
     "id": str, "kind": str, "status": str, "done": int, "total": Optional(int), "counts": dict,
     "dataset_id": Optional(str), "reason": str, "error": Optional(str), "created_at": Stamp,
     "started_at": Optional(Stamp), "completed_at": Optional(Stamp),
+}  # fmt: skip
+REVIEW = {
+    "action": str, "changed": int, "already": int, "conflicts": int, "missing": int,
+    "operation": Optional(OPERATION),
 }  # fmt: skip
 BLOB = {"sha256": str, "size_bytes": int}

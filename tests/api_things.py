@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -168,24 +169,16 @@ def row_of(table: str) -> str:
     return "to_jsonb(t)::text" if left_out is None else f"(to_jsonb(t) - '{left_out}')::text"
 
 
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
 def owned_by(everything: set[tuple[str, str]], user_id: str) -> set[tuple[str, str]]:
-    """The rows that name a user, or an id of a row that does, and so on."""
+    """The rows that name a user, or the id of a row that does, and so on."""
     known, found = {user_id}, set[tuple[str, str]]()
-    parsed = [(row, _ids_in(row[1])) for row in everything]
+    parsed = [(row, set(_UUID.findall(row[1]))) for row in everything]
     while True:
-        more = [(row, ids) for row, ids in parsed if row not in found and ids & known]
+        more = [row for row, ids in parsed if row not in found and ids & known]
         if not more:
             return found
-        found |= {row for row, _ in more}
-        known |= {_own_id(row[1]) for row, _ in more} - {""}
-
-
-def _ids_in(row: str) -> set[str]:
-    return {value for value in json.loads(row).values() if isinstance(value, str)}
-
-
-def _own_id(row: str) -> str:
-    value = json.loads(row).get("id", "")
-    return value if isinstance(value, str) else ""
-
-
+        found |= set(more)
+        known |= {str(json.loads(text).get("id")) for _, text in more}

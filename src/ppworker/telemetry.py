@@ -33,7 +33,10 @@ from ppworker.domain.events import (
 from ppworker.settings import Settings
 
 REDACTED = "[redacted]"
-_SECRET_KEY = re.compile(r"(?i)(passw|secret|token$|api_?key|authorization|credential|dsn)")
+_SECRET_KEY = re.compile(
+    r"(?i)(passw|secret|token$|(api|access|private|account|signing|subscription)[_-]?key"
+    r"|authorization|credential|dsn)"
+)
 _NOT_SECRET = frozenset({"lease_token"})
 _SECRET_VALUE = re.compile(
     r"(?i)(?<=://)[^/@\s]*:[^/@\s]*(?=@)"  # user:password in a URL

@@ -2,21 +2,23 @@
 
 import json
 import logging
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
 import pytest
 
-from api_server import Api, Optional, Stamp, fits, new_user, served, served_api
+from api_server import Api, Optional, Stamp, fits, new_user, served
 from factories import World
 from ppworker.api.app import create_app
-from ppworker.errors import Forbidden, Invalid, TooMany, Unauthenticated
+from ppworker.errors import TooMany, Unauthenticated
+from ppworker.pipeline.control import operations
+from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.setup import accounts as making
 from ppworker.pipeline.setup import logins, passwords
 from ppworker.pipeline.setup.accounts import Person
@@ -182,7 +184,9 @@ def test_of_many_registrations_at_once_one_wins(api: Api) -> None:
 
 
 def test_a_closed_door_makes_no_account(api: Api) -> None:
-    closed = replace(api.deps, settings=api.deps.settings.model_copy(update={"registration": "closed"}))
+    closed = replace(
+        api.deps, settings=api.deps.settings.model_copy(update={"registration": "closed"})
+    )
     with served(create_app(closed, threads=2)) as address:
         response = post(api.with_header(None), f"{address}/api/v1/register", person())
         assert response.status_code == 403
@@ -227,7 +231,7 @@ def test_a_wrong_login_says_nothing_of_why(api: Api, monkeypatch: pytest.MonkeyP
     assert len(counted) == len(answers), "what no password can be is not hashed"
 
 
-def test_a_login_reads_as_much_of_nobody_as_of_somebody(api: Api, recorded: Any = None) -> None:
+def test_a_login_reads_as_much_of_nobody_as_of_somebody(api: Api) -> None:
     registered(api)
     counts = []
     for name in ("anna", "nobody"):
@@ -388,3 +392,434 @@ def test_too_many_are_told_when_to_come_back(api: Api) -> None:
         assert 1 <= int(refused.headers["retry-after"]) <= 900
         assert refused.json().keys() == {"message", "severity", "field"}
         assert api.me.get(f"{address}/api/v1/datasets").status_code == 200, "keys go on"
+
+
+def test_what_a_key_may_and_may_not(api: Api) -> None:
+    """Every kind of key against every kind of route, in both forms of the header."""
+    made = registered(api)
+    user = UUID(made["id"])
+    client = api.with_header(None)
+    kinds: dict[str, tuple[dict[str, Any], set[str]]] = {
+        "all": ({}, {"read", "write"}),
+        "both": ({"scopes": ["read", "write"]}, {"read", "write"}),
+        "reader": ({"scopes": ["read"]}, {"read"}),
+        "writer": ({"scopes": ["write"]}, {"write"}),
+        "expired": ({"expires_days": 1}, set()),
+        "disabled": ({}, set()),
+        "gone": ({}, set()),
+    }
+    routes = [
+        ("read", "GET", "/datasets", None, 200),
+        ("read", "GET", "/me/context", None, 200),
+        ("read", "GET", "/me/apikeys", None, 200),
+        ("read", "GET", f"/datasets/{uuid4()}", None, 404),
+        ("write", "POST", "/me/apikeys", {"scopes": ["write"]}, 200),
+        ("write", "PUT", f"/me/apikeys/{uuid4()}", None, 404),
+        ("write", "DELETE", f"/me/apikeys/{uuid4()}", None, 404),
+        ("write", "DELETE", f"/users/{uuid4()}", None, 404),
+        ("write", "POST", f"/datasets/{uuid4()}/share", {"email": "a@b"}, 404),
+        ("write", "POST", "/logout", None, 200),
+    ]
+    for kind, (options, allowed) in kinds.items():
+        key, shown = making.create_key(api.deps, user, **options)
+        spoil = {
+            "expired": "UPDATE api_keys SET expires_at = now() WHERE id = :i",
+            "disabled": "UPDATE api_keys SET disabled = true WHERE id = :i",
+            "gone": "DELETE FROM api_keys WHERE id = :i",
+        }
+        if kind in spoil:
+            api.world.sql(spoil[kind], i=shown.id)
+        for header in (f"Bearer {key}", f"anna:{key}"):
+            for scope, method, path, body, status in routes:
+                response = client.request(
+                    method, path, json=body, headers={"authorization": header}
+                )
+                wanted = status if scope in allowed else 403 if allowed else 401
+                assert response.status_code == wanted, (kind, header, method, path, response.text)
+                if wanted == 401:
+                    assert response.headers["www-authenticate"] == "Bearer"
+                assert key not in response.text
+
+
+def test_keys_are_made_shown_disabled_and_deleted(api: Api) -> None:
+    mine = bearer(api, registered(api)["apikey"])
+    other = bearer(api, registered(api, "bob")["apikey"])
+    made = post(
+        mine, "/me/apikeys",
+        {"name": "nightly", "scopes": [], "organization_id": None, "expires_in_days": None},
+    ).json()  # fmt: skip
+    fits(made, {**KEY, "key": str})
+    assert made["key_prefix"] == made["key"][:8]
+    ((stored,),) = api.world.sql("SELECT key_sha256 FROM api_keys WHERE id = :i", i=made["id"])
+    days = post(mine, "/me/apikeys", {"expires_in_days": 1, "scopes": ["read"]}).json()
+    assert days["expires_at"] is not None
+    assert days["scopes"] == ["read"]
+    listed = mine.get("/me/apikeys")
+    assert [each["id"] for each in listed.json()] == [made["id"], days["id"]]
+    fits(listed.json(), [KEY])
+    assert made["key"] not in listed.text
+    assert stored not in listed.text
+    path = f"/me/apikeys/{made['id']}"
+    for method in ("PUT", "DELETE"):
+        for strange in (path, f"/me/apikeys/{uuid4()}", "/me/apikeys/x"):
+            assert other.request(method, strange).status_code == 404
+    by_key = bearer(api, made["key"])
+    assert by_key.get("/datasets").status_code == 200
+    shut = mine.put(path)
+    fits(shut.json(), KEY)
+    assert shut.json()["disabled"] is True
+    assert by_key.get("/datasets").status_code == 401
+    assert mine.put(path).json()["disabled"] is False
+    assert by_key.get("/datasets").status_code == 200
+    assert by_key.delete(path).status_code == 204, "a key may end itself"
+    assert mine.delete(path).status_code == 404
+    ((session,),) = api.world.sql(
+        "SELECT id FROM api_keys WHERE kind = 'session' AND user_id = :u", u=UUID(made["user_id"])
+    )
+    assert mine.delete(f"/me/apikeys/{session}").status_code == 404, "a login is no key"
+    for body, field in (
+        ({"scopes": ["admin"]}, "scopes[0]"),
+        ({"scopes": "read"}, "scopes"),
+        ({"expires_in_days": 0}, "expires_in_days"),
+        ({"expires_in_days": 10**9}, "expires_in_days"),
+        ({"expires_in_days": True}, "expires_in_days"),
+        ({"name": "a\n"}, "name"),
+    ):
+        refused = post(mine, "/me/apikeys", body)
+        assert (refused.status_code, refused.json()["field"]) == (422, field)
+
+
+def test_no_key_makes_one_that_may_do_more(api: Api) -> None:
+    user = UUID(registered(api)["id"])
+    writer = api.client(user, scopes=["write"])
+    for wider in (["read"], ["read", "write"]):
+        refused = post(writer, "/me/apikeys", {"scopes": wider})
+        assert (refused.status_code, refused.json()["field"]) == (403, "scopes")
+    assert post(writer, "/me/apikeys", {"scopes": []}).json()["scopes"] == ["write"]
+
+
+def raw_status(api: Api, header: bytes) -> int:
+    """Status of a request with these very bytes in its header, whatever a client would refuse."""
+    host, _, port = api.address.rpartition("//")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(
+            b"GET /api/v1/datasets HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: "
+            + header
+            + b"\r\n\r\n"
+        )
+        return int(connection.recv(4096).split(b" ")[1])
+
+
+def test_strange_headers_let_nobody_in(api: Api) -> None:
+    user = UUID(registered(api, "zoë")["id"])
+    key, _ = making.create_key(api.deps, user)
+
+    good = key.encode()
+    for header, expected in {
+        "zoë".encode() + b":" + good: 200,
+        "zoë".encode("latin-1") + b":" + good: 200,
+        "zoe\u0308".encode() + b":" + good: 200,
+        b"zoe:" + good: 401,
+        b"\xff\xfe:" + good: 401,
+        b":" + good: 401,
+        b"zo\xc3\xab:zo\xc3\xab:" + good: 401,
+        b"Bearer " + good + b"\t": 200,
+        b"Bearer " + good + b" x": 401,
+        b"Bearer " + good + b"," + good: 401,
+        b"Bearer Bearer " + good: 401,
+        b"Basic " + good: 401,
+        b"Bearer " + good.upper(): 401,
+        b"Bearer " + good[:-1]: 401,
+        b"Bearer " + "\uff50".encode() + good[1:]: 401,
+        b"Bearer ' OR 1=1 --": 401,
+        b"Bearer " + b"x" * 40_000: 401,
+        b"x" * 40_000 + b":" + good: 401,
+        b"Bearer " + good + b"\r\nX-Other: y": 200,
+        b"Bearer no\r\nAuthorization: Bearer " + good: 401,
+        b"Bearer " + good + b"\0": 400,
+    }.items():
+        assert raw_status(api, header) == expected, header[:60]
+
+
+def test_no_secret_is_answered_logged_or_told(
+    api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("sqlalchemy.engine").setLevel(logging.NOTSET)
+    secrets = {PASSWORD, "another wrong guess"}
+    answers = []
+    made = registered(api)
+    session = made["apikey"]
+    client = bearer(api, session)
+    key = client.post("/me/apikeys", json={}).json()["key"]
+    secrets |= {session, key}
+    answers += [
+        post(api.with_header(None), "/register", person()),
+        post(api.with_header(None), "/register", person("x", email="no")),
+        log_in(api, "anna", "another wrong guess"),
+        log_in(api, "anna\0", "another wrong guess"),
+        api.with_header(f"Bearer {key}x").get("/datasets"),
+        api.with_header(f"bob:{key}").get("/datasets"),
+        client.get("/me/apikeys"),
+        client.get("/me/context"),
+    ]
+    # A fault of ours in the middle of a statement that holds the hash.
+    real = accounts.create_user
+
+    def broken(tx: Any, *_: Any, **values: Any) -> Any:
+        import sqlalchemy as sa
+
+        tx.execute(sa.text("SELECT :hash, nothing FROM users"), {"hash": values["password_hash"]})
+        return real
+
+    monkeypatch.setattr(accounts, "create_user", broken)
+    answers.append(post(api.with_header(None), "/register", person("carl")))
+    assert answers[-1].status_code == 500
+    assert "failed" in caplog.text, "it was logged"
+    hashes = [row[0] for row in api.world.sql("SELECT key_sha256 FROM api_keys")]
+    logged = "".join(
+        f"{record.getMessage()}{record.exc_text}"
+        for record in caplog.records
+        if not record.name.startswith(("httpcore2", "httpx2"))  # this test's own client
+    )
+    assert "nothing FROM users" in logged
+    told = logged + "".join(f"{each.text}{each.headers}" for each in answers[:-2])
+    told += answers[-1].text
+    assert [secret for secret in (*secrets, *hashes) if secret in told] == []
+    assert "$argon2" not in told
+
+
+@pytest.mark.usefixtures("cheap")
+def test_many_may_log_in_at_once_and_keep_no_thread_from_others(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making.create_user(api.deps, Person(username="anna"), password=PASSWORD)
+    gate, inside, most = threading.Event(), [0], [0]
+    lock = threading.Lock()
+    real = passwords.fits
+
+    def slow(stored: str | None, password: str) -> bool:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        gate.wait(30)
+        with lock:
+            inside[0] -= 1
+        return real(stored, password)
+
+    monkeypatch.setattr(passwords, "fits", slow)
+    with ThreadPoolExecutor(20) as pool:
+        waiting = [pool.submit(log_in, api) for _ in range(20)]
+        while not inside[0]:
+            gate.wait(0.01)
+        assert api.me.get("/datasets").status_code == 200
+        gate.set()
+        assert [each.result().status_code for each in waiting] == [200] * 20
+    assert most[0] == 2, "64 MiB each: no more at a time"
+
+
+# --- shares
+
+
+@pytest.fixture
+def people(api: Api) -> dict[str, httpx2.Client]:
+    """Clients of the owner of the world's dataset, of who reads it, writes it, and of a stranger."""
+    found = {"owner": api.me}
+    api.world.sql("UPDATE users SET email = 'owner@example.org' WHERE id = :i", i=api.world.user)
+    for role in ("reader", "writer", "stranger"):
+        user = making.create_user(
+            api.deps, Person(username=role, email=f"{role.title()}@example.org")
+        )
+        found[role] = api.client(user.id)
+        if role != "stranger":
+            body = {
+                "email": f"{role}@EXAMPLE.org", "entity_type": "datasets",
+                "entity_id": str(api.world.dataset.id), "without_invite": True, "role_id": role,
+            }  # fmt: skip
+            response = post(api.me, f"{api.dataset}/share", body)
+            assert response.status_code == 200, response.text
+            fits(response.json(), SHARE)
+            assert {**response.json(), **body} == response.json(), "answers the same"
+    return found
+
+
+def test_who_may_do_what_with_a_shared_dataset(api: Api, people: dict[str, httpx2.Client]) -> None:
+    item = api.item()
+    processor = f"{api.dataset}/post-processors"
+    made = api.me.post(processor, json={"name": "own", "model_type": "ner"}).json()["id"]
+    read = {
+        f"GET {path}"
+        for path in (
+            api.dataset, f"{api.dataset}/versions", api.version, f"{api.version}/splits",
+            f"{api.version}/labels", f"{api.version}/labels/splits/{api.world.train.id}",
+            f"{api.version}/items", item, f"{item}/jobs", processor, f"{processor}/{made}",
+            f"{processor}/jobs",
+        )
+    }  # fmt: skip
+    write = {
+        f"POST {api.version}/items": {"text": "x"},
+        f"POST {processor}": {"name": "p", "model_type": "ner"},
+        f"PUT {processor}/{made}": {"name": "own"},
+        f"POST {api.split}/add_inferences": {"inferences": []},
+        f"POST {item}/jobs/{uuid4()}/retry": None,
+        f"DELETE {processor}/{uuid4()}": None,
+    }
+    own = {
+        f"POST {api.dataset}/share": {"email": "nobody@example.org"},
+        f"GET {api.dataset}/shares": None,
+        f"DELETE {api.dataset}/shares/{uuid4()}": None,
+    }
+    there = {"add_inferences": 200, "retry": 404, "share": 422}
+    for ask, body in [*((ask, None) for ask in read), *write.items(), *own.items()]:
+        method, path = ask.split(" ")
+        ok = there.get(path.rpartition("/")[2], 404 if method == "DELETE" else 200)
+        for who, client in people.items():
+            may = who in {"owner", "writer"} or (who == "reader" and ask in read)
+            if ask in own:
+                may = who == "owner"
+            wanted = 404 if who == "stranger" else ok if may else 403
+            sent: Any = body
+            if ask == f"POST {processor}":
+                sent = {"name": f"p-{who}", "model_type": "ner"}
+            response = client.request(method, path, json=sent)
+            assert response.status_code == wanted, (who, ask, response.text)
+            if wanted == 403:
+                assert "ask its owner" in response.json()["message"]
+
+
+def test_what_is_made_in_a_shared_dataset_is_its_owners(
+    api: Api, people: dict[str, httpx2.Client]
+) -> None:
+    owner = str(api.world.user)
+    writer = people["writer"]
+    made = writer.post(f"{api.version}/items", json={"text": "x"}).json()
+    assert made["user_id"] == owner
+    processor = writer.post(
+        f"{api.dataset}/post-processors", json={"name": "p", "model_type": "ner"}
+    ).json()
+    assert processor["user_id"] == owner
+    added = writer.post(
+        f"{api.split}/add_inferences", json={"inferences": [{"id": "i1", "name": "a text"}]}
+    )
+    assert added.status_code == 200
+    ((operation,),) = api.world.sql("SELECT id FROM operations")
+    assert api.world.sql("SELECT DISTINCT user_id::text FROM dataset_items") == [(owner,)]
+    assert api.world.sql("SELECT user_id::text FROM operations") == [(owner,)]
+    for who, status in (("owner", 200), ("writer", 200), ("reader", 200), ("stranger", 404)):
+        assert people[who].get(f"/operations/{operation}").status_code == status
+    api.world.check()
+
+
+def test_lists_hold_what_is_shared_and_say_so(api: Api, people: dict[str, httpx2.Client]) -> None:
+    def listed(who: str) -> list[tuple[bool, str, str]]:
+        return [
+            (each["shared_with_me"], each["share_role"], each["user_id"])
+            for each in people[who].get("/datasets").json()
+        ]
+
+    owner = str(api.world.user)
+    assert listed("owner") == [(False, "", owner)]
+    assert listed("reader") == [(True, "reader", owner)]
+    assert listed("writer") == [(True, "writer", owner)]
+    assert listed("stranger") == []
+    people["reader"].post("/datasets", json={"name": "own", "content_type": "text"})
+    assert [shared for shared, _, _ in listed("reader")] == [False, True]
+
+
+def test_a_share_is_changed_and_ended_at_once(api: Api, people: dict[str, httpx2.Client]) -> None:
+    listed = api.me.get(f"{api.dataset}/shares").json()
+    fits(listed, [SHARED_WITH])
+    assert [(each["username"], each["role"]) for each in listed] == [
+        ("reader", "reader"), ("writer", "writer")
+    ]  # fmt: skip
+    reader = people["reader"]
+    ask = {"email": "reader@example.org", "role_id": "editor"}
+    assert post(api.me, f"{api.dataset}/share", ask).json()["role_id"] == "writer"
+    assert reader.post(f"{api.version}/items", json={"text": "x"}).status_code == 200
+    for role in (None, "", "viewer", "Reader"):
+        answer = post(api.me, f"{api.dataset}/share", ask | {"role_id": role})
+        assert answer.json()["role_id"] == "reader"
+    assert reader.post(f"{api.version}/items", json={"text": "x"}).status_code == 403
+    gone = f"{api.dataset}/shares/{listed[0]['user_id']}"
+    assert api.me.delete(gone).status_code == 204
+    assert reader.get(api.dataset).status_code == 404
+    assert api.me.delete(gone).status_code == 404
+
+
+def test_a_share_that_makes_no_sense_is_refused_by_its_field(
+    api: Api, people: dict[str, httpx2.Client], worlds: Callable[..., World]
+) -> None:
+    other = worlds(username="reader")
+    good = {"email": "stranger@example.org", "entity_type": "datasets"}
+    for body, field in (
+        ({}, "email"),
+        ({"email": ""}, "email"),
+        ({"email": "nobody@example.org"}, "email"),
+        ({"email": "no\0body@example.org"}, "email"),
+        ({"email": "owner@example.org"}, "email"),
+        (good | {"entity_type": "models"}, "entity_type"),
+        (good | {"entity_id": str(other.dataset.id)}, "entity_id"),
+        (good | {"entity_id": "x"}, "entity_id"),
+        (good | {"role_id": "admin"}, "role_id"),
+        (good | {"role_id": "owner"}, "role_id"),
+    ):
+        response = post(api.me, f"{api.dataset}/share", body)
+        assert (response.status_code, response.json()["field"]) == (422, field), body
+    assert api.world.sql("SELECT count(*) FROM shares") == [(2,)]
+
+
+# --- the end of an account
+
+
+def test_who_ends_an_account_with_live_jobs_leaves_nothing_that_runs(
+    api: Api, people: dict[str, httpx2.Client], worlds: Callable[..., World]
+) -> None:
+    world = api.world
+    processor = world.processor()
+    world.add("a", "b", "c")
+    batch = world.claim(processor, limit=1)
+    mine = worlds(username="mine")
+    with world.deps.db.begin() as tx:
+        from ppworker.store import shares
+
+        shares.put_share(tx, mine.dataset.id, world.user, "writer")
+    assert people["stranger"].delete(f"/users/{world.user}").status_code == 404
+    assert api.me.delete(f"/users/{world.user}").status_code == 204
+    assert api.me.get("/datasets").status_code == 401
+    for who in ("reader", "writer"):
+        assert people[who].get("/datasets").json() == []
+        assert people[who].get(api.dataset).status_code == 404
+        assert people[who].get(f"{api.version}/items").status_code == 404
+    assert world.sql("SELECT count(*) FROM shares") == [(0,)]
+    assert world.sql("SELECT count(*) FROM api_keys WHERE user_id = :i", i=world.user) == [(0,)]
+    ((name, email, deleted),) = world.sql(
+        "SELECT username, email, deleted_at IS NOT NULL FROM users WHERE id = :i", i=world.user
+    )
+    assert (name, email, deleted) == (f"deleted:{world.user}", "", True)
+    assert not world.claim(processor).jobs, "what waited runs no more"
+    world.run(processor, batch=batch)  # what ran comes to its end, and is dropped
+    done = operations.run(world.deps, STEPS)
+    assert done is not None
+    assert (done.kind, done.status) == ("delete", "completed")
+    assert world.sql("SELECT count(*) FROM dataset_items WHERE user_id = :i", i=world.user) == [
+        (0,)
+    ]
+    assert world.sql(
+        "SELECT count(*) FROM post_processor_jobs WHERE status IN ('pending', 'processing')"
+    ) == [(0,)]
+    world.check()
+
+
+def test_an_account_ends_once(world: World) -> None:
+    from ppworker.errors import NotFound
+    from ppworker.pipeline.setup import closing
+
+    def end(_: int) -> None:
+        try:
+            closing.delete_user(world.deps, world.user)
+        except NotFound:
+            raise Unauthenticated("gone") from None
+
+    assert outcomes(end, 6) == ["Unauthenticated"] * 5 + ["in"]
+    with pytest.raises(NotFound):
+        making.set_password(world.deps, world.user, "x")

@@ -97,7 +97,7 @@ def test_an_item_goes_to_the_splits_it_names_else_to_the_default_one(api: Api) -
 
 NO_ITEM = [
     ({"extension": "a/b"}, "extension"),
-    ({"annotations": [{"label_id": "x"}]}, "annotations"),
+    ({"annotations": [{"label_id": "x"}]}, "annotations[0].label_id"),
     ({"splits": [{"name": "train"}]}, "splits[0].id"),
     ({"text": 7}, "text"),
     ({"description": "x" * 10_001}, "description"),

@@ -1,18 +1,22 @@
 """Models, their versions and applications by HTTP: what is built in, what people make, who may."""
 
 import json
+from collections.abc import Iterator
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from api_server import Api, Optional, Stamp, fits, new_user
+from api_server import Api, Optional, Stamp, fits, new_user, served_api
+from factories import World
+from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.setup.built_in_models import built_in_id
 from ppworker.runners import registry
 from ppworker.telemetry import REDACTED
 
 MODEL = {
-    "id": str, "created_at": Optional(Stamp), "updated_at": Optional(Stamp()), "name": str,
+    "id": str, "created_at": Optional(Stamp), "updated_at": Optional(Stamp), "name": str,
     "description": str, "user_id": str, "notes": str, "has_logo": bool, "logo": str,
     "public": bool, "shared_with_me": bool, "active_version_id": str, "can_inference": bool,
     "kind": str, "config": str, "application_id": str, "has_ml_model": bool,
@@ -20,7 +24,7 @@ MODEL = {
     "has_labels_file": bool, "auto_convert": bool, "privacy_enabled": bool,
 }  # fmt: skip
 VERSION = {
-    "id": str, "created_at": Optional(Stamp), "updated_at": Optional(Stamp()), "name": str,
+    "id": str, "created_at": Optional(Stamp), "updated_at": Optional(Stamp), "name": str,
     "description": str, "model_id": str, "user_id": str, "can_inference": bool, "has_logo": bool,
     "config": str, "application_id": str, "version": str, "version_number": int,
     "has_ml_model": bool, "has_onnx_model": bool, "has_onnx_int8_model": bool,
@@ -28,7 +32,7 @@ VERSION = {
     "dataset_version_id": str, "job_id": str, "metrics": list,
 }  # fmt: skip
 APPLICATION = {
-    "id": str, "created_at": Optional(Stamp), "updated_at": Optional(Stamp()), "name": str,
+    "id": str, "created_at": Optional(Stamp), "updated_at": Optional(Stamp), "name": str,
     "description": str, "base_framework": str, "base_framework_version": str, "framework": str,
     "framework_version": str, "application": str, "inference_host": str,
     "can_convert_to_onnx": bool, "can_convert_to_tensorflow": bool, "can_convert_to_tflite": bool,
@@ -36,6 +40,26 @@ APPLICATION = {
     "inference_extensions": str,
 }  # fmt: skip
 RUNS = json.dumps({"runner": "usaddress", "runner_config": {"max_chars": 500}})
+
+
+@pytest.fixture(scope="module")
+def address(module_deps: Deps) -> Iterator[str]:
+    """Where one server answers all tests."""
+    with served_api(module_deps, World(module_deps)) as served:
+        yield served.address
+
+
+@pytest.fixture
+def api(module_deps: Deps, address: str) -> Iterator[Api]:
+    """The server as a new user with a dataset sees it."""
+    mine = Api(module_deps, World(module_deps), address, Event())
+    yield mine
+    mine.close()
+
+
+def stranger(api: Api) -> Any:
+    """Somebody else."""
+    return api.client(new_user(api.deps, f"stranger-{uuid4().hex[:8]}"))
 
 
 def made(api: Api, **body: Any) -> dict[str, Any]:
@@ -180,7 +204,7 @@ def test_a_secret_in_a_config_is_shown_to_nobody_and_survives(api: Api) -> None:
     assert json.loads(model["config"]) == {"api_key": REDACTED, "epochs": 3}
     sent = model["config"].replace("3", "4")
     assert api.me.put(f"/models/{model['id']}", json={"config": sent}).status_code == 200
-    ((stored,),) = api.world.sql("SELECT config FROM models")
+    ((stored,),) = api.world.sql("SELECT config FROM models WHERE id = :id", id=model["id"])
     assert json.loads(stored) == secret | {"epochs": 4}
     forged = api.me.put(
         f"/models/{model['id']}", json={"config": json.dumps({"other_token": REDACTED})}
@@ -191,9 +215,9 @@ def test_a_secret_in_a_config_is_shown_to_nobody_and_survives(api: Api) -> None:
 def test_somebody_elses_model_is_not_there(api: Api) -> None:
     model = made(api, config=RUNS)
     version = api.me.post(f"/models/{model['id']}/versions", json={}).json()["id"]
-    stranger = api.client(new_user(api.deps, "stranger"))
+    other = stranger(api)
     path = f"/models/{model['id']}"
-    assert model["id"] not in {each["id"] for each in stranger.get("/models").json()}
+    assert model["id"] not in {each["id"] for each in other.get("/models").json()}
     for method, route in (
         ("GET", path), ("PUT", path), ("DELETE", path), ("GET", f"{path}/versions"),
         ("POST", f"{path}/versions"), ("GET", f"{path}/versions/{version}"),
@@ -202,7 +226,7 @@ def test_somebody_elses_model_is_not_there(api: Api) -> None:
         ("POST", f"/inferences/{model['id']}"), ("POST", f"/inferences/{model['id']}/add"),
         ("POST", f"/inferences/{model['id']}/versions/{version}"),
     ):  # fmt: skip
-        answer = stranger.request(method, route, json={} if method in {"PUT", "POST"} else None)
+        answer = other.request(method, route, json={} if method in {"PUT", "POST"} else None)
         assert answer.status_code == 404, (method, route, answer.text)
     assert api.me.get(path).json() == api.me.get(path).json() | {"name": "mine"}
     assert api.with_header(None).get("/models").status_code == 401
@@ -297,8 +321,7 @@ def test_a_model_that_only_collects_serves_nobody(api: Api) -> None:
 
 def test_the_model_of_somebody_else_serves_nobody_else(api: Api) -> None:
     own = made(api, config=RUNS)
-    stranger = new_user(api.deps, "stranger")
-    theirs = api.client(stranger)
+    theirs = stranger(api)
     dataset = theirs.post("/datasets", json={"name": "d", "content_type": "text"}).json()["id"]
     body = {"name": "p", "model_type": "ner", "output_target": "annotations", "model_id": own["id"]}
     refused = theirs.post(f"/datasets/{dataset}/post-processors", json=body)

@@ -85,7 +85,7 @@ CANNOT_WORK: list[tuple[dict[str, Any], str]] = [
     ({"runner": "os:path"}, "runner"),
     ({"runner": "rapidocr"}, "model_type"),
     ({"config": {"model_path": "/etc/passwd"}}, "config.model_path"),
-    ({"prompt": "be brief"}, "config.prompt"),
+    ({"prompt": "be brief"}, "prompt"),
     ({"splits": ["nowhere"]}, "splits"),
     ({"label_mapping": {"a": str(uuid4())}}, "label_mapping"),
     ({"file_types": ["p/ng"]}, "file_types"),

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ppworker.api.auth import Caller, Room
 from ppworker.errors import Invalid, Malformed, TooLarge
+from ppworker.pipeline.deps import Deps
 from ppworker.store import blobs
 
 PART = "file"
@@ -57,8 +58,13 @@ async def receive(request: Request, deps: Room, _: Caller) -> AsyncIterator[Rece
         Invalid: it holds no file, or several.
         TooLarge: the file is longer than files may be.
     """
+    async for received in take(request, deps, limit=deps.settings.max_file_bytes):
+        yield received
+
+
+async def take(request: Request, deps: Deps, *, limit: int) -> AsyncIterator[Received]:
+    """The same, for files that have a limit of their own."""
     boundary = _boundary(request.headers.get("content-type", ""))
-    limit = deps.settings.max_file_bytes
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit + _MAX_OTHER:
         raise blobs.too_large(limit)

@@ -1,5 +1,7 @@
 """``users`` and ``keys``: who may come in by HTTP or message, and with what key."""
 
+import getpass
+import sys
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -7,8 +9,9 @@ import typer
 
 from ppworker.cli import render
 from ppworker.cli.session import Call, Session, as_uuid, command, group, session
-from ppworker.errors import NotFound
+from ppworker.errors import Invalid, NotFound
 from ppworker.pipeline.setup import accounts as making
+from ppworker.pipeline.setup import passwords
 from ppworker.store import accounts
 
 UserOption = Annotated[
@@ -19,8 +22,10 @@ UserOption = Annotated[
 ]
 KeyRef = Annotated[str, typer.Argument(metavar="KEY", help="Id of a key.", show_default=False)]
 
+_MOST_LINE = 4096
 _KEY_COLUMNS = (
-    "id", "username", "name", "key_prefix", "scopes", "expires_at", "last_used_at", "disabled",
+    "id", "username", "kind", "name", "key_prefix", "scopes", "expires_at", "last_used_at",
+    "disabled",
 )  # fmt: skip
 
 _users = typer.Typer()
@@ -36,14 +41,56 @@ def register(root: typer.Typer, name: str, summary: str) -> None:
 def create_user(
     call: Call,
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    *,
+    email: Annotated[
+        str,
+        typer.Option(
+            "--email", metavar="ADDRESS", help="Others share with this one.", show_default=False
+        ),
+    ] = "",
+    surname: Annotated[
+        str, typer.Option("--surname", metavar="TEXT", help="For people.", show_default=False)
+    ] = "",
+    firstname: Annotated[
+        str, typer.Option("--firstname", metavar="TEXT", help="For people.", show_default=False)
+    ] = "",
+    password: Annotated[
+        bool,
+        typer.Option(
+            "--password",
+            help="Ask for a password, or read one line of standard input. Without it only keys "
+            "open the account.",
+        ),
+    ] = False,
 ) -> None:
     """Create a user; `keys create --user NAME` gives a key to come in with."""
+    person = making.Person(username=name, email=email, name=surname, firstname=firstname)
+    making.checked(person)  # before somebody types a password for nothing
+    secret = _read_password() if password else None
     with session(call) as s:
-        made = making.create_user(s.deps, making.Person(username=name))
+        made = making.create_user(s.deps, person, password=secret)
     if call.as_json:
         render.as_json(made)
     else:
         render.say(f"user {made.username} ({made.id})")
+
+
+@command(_users, "password")
+def change_password(
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+) -> None:
+    """Give a user another password and end their logins; their keys stay.
+
+    It asks for the password, or reads one line of standard input.
+    """
+    secret = _read_password()
+    with session(call) as s:
+        making.set_password(s.deps, _user_id(s, name), secret)
+    if call.as_json:
+        render.as_json({"username": name, "changed": True})
+    else:
+        render.say(f"user {render.line(name)} has another password; their logins have ended")
 
 
 @command(_users, "list")
@@ -55,7 +102,7 @@ def list_users(call: Call) -> None:
     if call.as_json:
         render.as_json(rows)
     else:
-        render.table(rows, ("id", "username", "created_at"))
+        render.table(rows, ("id", "username", "email", "created_at"))
 
 
 @command(_keys, "create")
@@ -140,6 +187,21 @@ def _show(call: Call, key: accounts.Key, what: str) -> None:
         render.as_json(key)
     else:
         render.say(f"key {key.key_prefix}… of {key.username} {what}")
+
+
+def _read_password() -> str:
+    """A password that stands in no list of processes and no history of a shell.
+
+    Raises:
+        Invalid: there is none, or it was typed differently the second time.
+    """
+    if sys.stdin.isatty():
+        secret = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != secret:
+            raise Invalid("they differ; type the same one twice", field="password")
+    else:
+        secret = sys.stdin.readline(_MOST_LINE).removesuffix("\n").removesuffix("\r")
+    return passwords.checked(secret)
 
 
 def _user_id(s: Session, name: str | None) -> UUID:

@@ -31,6 +31,10 @@ class PostProcessor:
     runner: str
     """Name in the runner registry."""
     runner_config: Mapping[str, object] = field(default_factory=dict)
+    model_id: UUID | None = None
+    """The model that runner and options were taken from, None where they were named themselves."""
+    model_version: str = ""
+    """As somebody named a version of that model, empty where nobody did."""
     reads: Reads = "any"
     media_types: tuple[str, ...] = ("*/*",)
     """Media types the runner takes, with ``*`` as wildcard; recorded from its spec at creation."""

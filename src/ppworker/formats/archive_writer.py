@@ -88,6 +88,10 @@ class ArchiveWriter:
         self._take("file", name)
         return name
 
+    def has(self, name: str) -> bool:
+        """Whether a member of exactly that name, case apart, was reserved."""
+        return self._is_taken(name, ("file",))
+
     def add(self, name: str, content: bytes | str | BinaryIO) -> None:
         """Write a member at once; its name is one that ``reserve`` gave."""
         if isinstance(content, str):

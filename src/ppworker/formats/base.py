@@ -74,6 +74,8 @@ class Record:
     marks: tuple[Mark, ...] = ()
     state: str = ""
     """What a client keeps about it in the version."""
+    is_exact: bool = False
+    """On import: written by our own format; extension and media type stand as they are said."""
     where: str = ""
     """On import: where the archive speaks of it, ``train.json: image 17``, for reports."""
     id: str = ""
@@ -158,6 +160,15 @@ class Report:
     losses: Counter[str] = field(default_factory=Counter)
     """What the dataset holds and the format cannot."""
     examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Report":
+        """The report that ``as_json`` said."""
+        return cls(
+            skipped=Counter(said["skipped"]),
+            losses=Counter(said["losses"]),
+            examples={reason: list(where) for reason, where in said["examples"].items()},
+        )
 
     def skip(self, reason: str, where: str = "", count: int = 1) -> None:
         """Something of the archive is not taken.

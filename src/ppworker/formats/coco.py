@@ -17,11 +17,12 @@ from ppworker.formats.archive import Archive
 from ppworker.formats.archive_writer import ArchiveWriter
 from ppworker.formats.base import About, Header, Mark, OpenFile, Record, Report, SplitNote, Writer
 from ppworker.formats.coco_files import CocoFiles, json_files, looks_like_coco
+from ppworker.formats.reading import MOST_LOOKS
 
 LOSSES = {
     **ledger.NO_PICTURES, **ledger.ITEM_TEXTS, **ledger.DESCRIPTIONS, **ledger.METADATA,
     **ledger.STATES, **ledger.FILE_NAMES, **ledger.REVIEWS, **ledger.ORIGINS, **ledger.MARK_TEXTS,
-    **ledger.CLASSES, **ledger.SPANS, **ledger.SEGMENTS, **ledger.KEYPOINTS, **ledger.PAGES,
+    **ledger.CLASSES, **ledger.SPANS, **ledger.SEGMENTS, **ledger.PAGES,
     **ledger.PLACES, **ledger.LABEL_NOTES, **ledger.LABEL_NAMES, **ledger.SPLIT_NAMES,
     **ledger.SPLIT_NOTES, **ledger.SETTINGS, **ledger.MULTI_LABEL,
 }  # fmt: skip
@@ -40,7 +41,8 @@ class Coco:
     def recognises(self, archive: Archive, about: About) -> bool:  # noqa: ARG002
         """Whether a JSON file beside pictures begins as COCO does."""
         has_pictures = any(places.is_picture_name(name) for name in archive)
-        return has_pictures and any(looks_like_coco(archive, name) for name in json_files(archive))
+        members = json_files(archive)[:MOST_LOOKS]
+        return has_pictures and any(looks_like_coco(archive, member) for member in members)
 
     def read(
         self,
@@ -122,10 +124,12 @@ class _Writer:
         self._out = out
         self._about = about
         self._open_file = open_file
-        self._state = state
+        self._files: dict[str, list[Any]] = state.setdefault("files", {})
+        """By split."""
         self._ledger = ledger.Ledger(report, LOSSES)
         self._categories = {label.name: at for at, label in enumerate(about.labels, start=1)}
-        if not state:
+        if state.setdefault("is_new", True):
+            state["is_new"] = False
             self._ledger.version(about)
             colours.write(out, about)
             for split in about.splits:
@@ -136,8 +140,8 @@ class _Writer:
         member = self._out.reserve("annotations", wanted)
         if member != f"annotations/{wanted}":
             self._ledger.lose("split_names", split)
-        self._state[split] = [member, 0, 0]
-        _SplitFile(self._out, self._state[split]).begin(self._about)
+        self._files[split] = [member, 0, 0]
+        _SplitFile(self._out, self._files[split]).begin(self._about)
 
     def add(self, record: Record) -> None:
         where = record.name or record.id
@@ -159,32 +163,52 @@ class _Writer:
             split_file.add(image, marks)
 
     def _files_of(self, record: Record) -> list[_SplitFile]:
-        splits = [split for split in record.splits if split in self._state] or [_UNSPLIT]
-        if splits == [_UNSPLIT] and _UNSPLIT not in self._state:
+        splits = [split for split in record.splits if split in self._files] or [_UNSPLIT]
+        if splits == [_UNSPLIT] and _UNSPLIT not in self._files:
             self._begin(_UNSPLIT)
-        return [_SplitFile(self._out, self._state[split]) for split in splits]
+        return [_SplitFile(self._out, self._files[split]) for split in splits]
 
     def _mark(self, mark: Mark, record: Record, where: str) -> dict[str, Any]:
         """An annotation, or nothing, which is counted."""
-        points = places.points_of(mark) if mark.kind == "polygon" else None
-        box = places.around(points) if points else places.box_in_pixels(mark, record)
         fault = ledger.no_place_on_picture(mark)
-        if not fault and mark.kind == "keypoints":
-            fault = "keypoints"
-        if fault or box is None:
+        shape = None if fault else _shape(mark, record)
+        if shape is None:
             self._ledger.lose(fault or "places", where)
             return {}
         self._ledger.mark(mark, where)
-        x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-        made = {
-            "category_id": self._categories[mark.label],
-            "bbox": [x, y, w, h],
-            "area": places.area(points) if points else w * h,
-            "segmentation": [[side for point in points for side in point]] if points else [],
-            "iscrowd": 0,
-        }
+        made = {"category_id": self._categories[mark.label], **shape, "iscrowd": 0}
         return made if mark.score is None else made | {"score": mark.score}
 
     def finish(self) -> None:
-        for state in self._state.values():
+        for state in self._files.values():
             _SplitFile(self._out, state).finish()
+
+
+def _shape(mark: Mark, record: Record) -> dict[str, Any] | None:
+    """A place in the words of the format; None where it is not known in pixels."""
+    if mark.kind == "bbox":
+        box = places.box_in_pixels(mark, record)
+        return None if box is None else _boxed(box) | {"segmentation": []}
+    if mark.kind == "polygon":
+        points = places.points_of(mark)
+        if points is None:
+            return None
+        rings = [[side for point in points for side in point]]
+        return _boxed(places.around(points)) | {"area": places.area(points), "segmentation": rings}
+    known = places.keypoints_of(mark)
+    if known is None:
+        return None
+    seen = [point for point in known if point[2] > 0]
+    x, y, w, h = places.corner_of_seen(known)
+    return {
+        "bbox": [x, y, w, h],
+        "area": w * h,
+        "segmentation": [],
+        "keypoints": [side for point in known for side in point],
+        "num_keypoints": len(seen),
+    }
+
+
+def _boxed(box: places.Box) -> dict[str, Any]:
+    x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+    return {"bbox": [x, y, w, h], "area": w * h}

@@ -10,7 +10,7 @@ from typing import Any
 
 from ppworker.domain import geometry as geo
 from ppworker.domain.drop import Reason
-from ppworker.formats import json_stream, places, reading
+from ppworker.formats import colours, json_stream, places, reading
 from ppworker.formats.archive import Archive
 from ppworker.formats.base import Mark, Record, Report
 from ppworker.formats.chains import Chains
@@ -30,7 +30,7 @@ ImageKey = tuple[int, int | str]
 
 def json_files(archive: Archive) -> list[str]:
     """Members that may hold annotations."""
-    return [name for name in archive if name.lower().endswith(".json") and name != "config.json"]
+    return [name for name in archive if name.lower().endswith(".json") and name != colours.MEMBER]
 
 
 def looks_like_coco(archive: Archive, member: str) -> bool:
@@ -190,8 +190,8 @@ class CocoFiles:
     def _shapes(self, value: dict[str, Any], where: str) -> list[list[Any]]:
         """Geometries as [box] or [points...]; empty where there is none, which is counted."""
         segmentation, box = value.get("segmentation"), value.get("bbox")
-        if isinstance(value.get("keypoints"), list) and any(value["keypoints"]):
-            self._report.skip("keypoints", where)
+        seen = self._keypoints(value.get("keypoints"), where)
+        found: list[list[Any]] = [["keypoints", seen]] if seen else []
         polygons = []
         if isinstance(segmentation, list) and segmentation:
             parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
@@ -203,13 +203,26 @@ class CocoFiles:
         elif segmentation:
             self._report.skip("mask", where)
         if polygons:
-            return [["polygon", points] for points in polygons]
+            return found + [["polygon", points] for points in polygons]
         corner = places.from_corner(box) if isinstance(box, list) else None
+        # A box that only goes round the keypoints says nothing of its own.
+        if seen and (corner is None or box == places.corner_of_seen(seen)):
+            return found
         if corner is None:
             is_flat = isinstance(box, list) and places.is_flat(box)
             self._report.skip(Reason.ZERO_AREA if is_flat else Reason.BAD_GEOMETRY, where)
             return []
-        return [["bbox", corner]]
+        return [*found, ["bbox", corner]]
+
+    def _keypoints(self, given: Any, where: str) -> places.Points:
+        """Points ``[x, y, visibility]``; none where there are none, or none is labelled."""
+        if not isinstance(given, list) or not any(given):
+            return []
+        numbers = [number for value in given if (number := geo.number(value)) is not None]
+        if len(numbers) != len(given) or len(numbers) % 3:
+            self._report.skip(Reason.BAD_GEOMETRY, where)
+            return []
+        return [numbers[at : at + 3] for at in range(0, len(numbers), 3)]
 
     def records(self) -> Iterator[Record]:
         """Every picture that is there, once, however many files name it."""
@@ -258,7 +271,7 @@ class CocoFiles:
                     where = f"{self._members[number]}: annotations[{index}].category_id"
                     refuse(where, f"{shown(category)} is the id of no category; add it there")
                 for kind, shape in shapes:
-                    geometry = {"box": shape} if kind == "bbox" else {"points": shape}
+                    geometry = {"box" if kind == "bbox" else "points": shape}
                     yield Mark(label=label, kind=kind, geometry=geometry, score=score)
 
 

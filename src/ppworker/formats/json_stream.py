@@ -15,6 +15,8 @@ from ppworker.errors import Invalid
 
 MAX_ELEMENT = 8 << 20
 """Longest element of an array (and longest value that is no array), in characters."""
+MAX_DEPTH = 64
+"""Deepest nesting of an element."""
 MAX_KEYS = 1_000
 """Most keys of the outermost object."""
 _WINDOW = 64 << 10
@@ -158,8 +160,14 @@ class _Window:
                 if end < len(self._text) or not self._more():
                     if end - self._at > MAX_ELEMENT:
                         self.refuse(f"is longer than {MAX_ELEMENT:,} characters", place)
+                    if self._brackets(end) > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+                        self.refuse("nests too deep", place)
                     self._at = end
                     return value
+
+    def _brackets(self, end: int) -> int:
+        """Those that open up to there: nothing nests deeper than their number."""
+        return self._text.count("[", self._at, end) + self._text.count("{", self._at, end)
 
     def refuse(self, what: str, place: str = "") -> NoReturn:
         where = f"{self._name}: {_short(place)}: " if place else f"{self._name}: "
@@ -182,6 +190,20 @@ class _Window:
         self._at = 0
         # A window may end within a character, which is no end of the file.
         return not self._is_over or len(self._text) > len(undecided)
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        level = [each for each in inner if isinstance(each, dict | list)]
+    return depth
 
 
 def _short(place: str) -> str:

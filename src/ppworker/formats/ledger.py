@@ -27,10 +27,16 @@ CLASSES = {"classes": "label of a whole item"}
 SPANS = {"spans": "place in a text"}
 SEGMENTS = {"segments": "place in a recording"}
 KEYPOINTS = {"keypoints": "keypoints"}
-PAGES = {"pages": "place on a page other than the first"}
+SHAPES = {"shapes": "box, polygon or keypoints"}
+PAGES = {"pages": "place on a page of a document, or of a picture on a page behind its first"}
 PLACES = {"places": "place that cannot be told in this format: the size of the picture is not "
                     "known, or its coordinates are a client's own"}  # fmt: skip
 NO_PICTURES = {"no_pictures": "item that is no picture, with all its annotations"}
+NO_TEXTS = {"no_texts": "item without text, with all its annotations"}
+TEXT_FILES = {"text_files": "file of an item of which only the text is written"}
+
+NO_CONTENT = {"no_content": "item that has neither text nor file, with all its annotations"}
+EMPTY_SPLITS = {"empty_splits": "split without items"}
 
 _ELSEWHERE = {"span": "spans", "segment": "segments"}
 _GEOMETRIC = frozenset({"bbox", "polygon", "segment"})
@@ -43,6 +49,15 @@ def no_place_on_picture(mark: Mark) -> str:
     if mark.kind not in {"bbox", "polygon", "keypoints"}:
         return "places" if mark.coordinates else "classes"
     return "pages" if mark.page else ""
+
+
+def no_place_in_text(mark: Mark) -> str:
+    """The loss of a mark that is no span."""
+    if mark.kind == "segment":
+        return "segments"
+    if mark.kind in {"bbox", "polygon", "keypoints"}:
+        return "shapes"
+    return "places" if mark.coordinates else "classes"
 
 
 class Ledger:
@@ -63,8 +78,15 @@ class Ledger:
             raise AssertionError(f"the loss {word!r} is not listed")
         self._report.lose(word, where, count)
 
+    def count(self, word: str, count: int, where: str = "") -> None:
+        """Count a loss that may have happened several times, or not at all."""
+        if count:
+            self.lose(word, where, count)
+
     def version(self, about: About) -> None:
         """Count what of the version itself the format does not hold."""
+        names = [label.name for label in about.labels]
+        self._if_listed("label_names", sum(name != " ".join(name.split()) for name in names))
         self._if_listed("label_notes", sum(bool(x.description or x.shortcut) for x in about.labels))
         self._if_listed("split_notes", sum(bool(split.description) for split in about.splits))
         self._if_listed("settings", bool(about.config) + bool(about.default_split))

@@ -22,8 +22,7 @@ _USUAL = {"image/png": "png", "image/gif": "gif", "image/webp": "webp", "image/b
           "image/tiff": "tiff", "image/avif": "avif", "image/heic": "heic"}  # fmt: skip
 _DIGITS = 12
 """Behind the point of a share: beyond a millionth of a pixel for any picture."""
-_MOST_ANGLES = 1e6
-_PARTS = 4
+_PARTS, _TRIPLE, _VISIBLE = 4, 3, 2
 
 
 def is_picture(record: Record) -> bool:
@@ -75,9 +74,26 @@ def points_of(mark: Mark) -> Points | None:
     return None if points is None else [[x, y] for x, y in points]
 
 
+def keypoints_of(mark: Mark) -> Points | None:
+    """The points ``[x, y, visibility]`` of exported keypoints; what says nothing is visible."""
+    given = (mark.geometry or {}).get("points")
+    if not isinstance(given, list | tuple) or not given:
+        return None
+    found = []
+    for point in given:
+        if not isinstance(point, list | tuple) or len(point) not in {2, 3}:
+            return None
+        numbers = [geo.number(each) for each in point]
+        known = [number for number in numbers if number is not None]
+        if len(known) != len(point):
+            return None
+        found.append([*known[:2], known[2] if len(known) == _TRIPLE else float(_VISIBLE)])
+    return found
+
+
 def around(points: Points) -> Box:
     """The smallest box around points."""
-    return geo.bounds([(x, y) for x, y in points])
+    return geo.bounds([(point[0], point[1]) for point in points])
 
 
 def area(points: Points) -> float:
@@ -105,6 +121,12 @@ def from_corner(values: Sequence[Any], scale: float = 1) -> Box | None:
     return [known[0], known[1], known[0] + known[2], known[1] + known[3]]
 
 
+def corner_of_seen(points: Points) -> list[float]:
+    """``x y width height`` around those keypoints that are labelled, or around all."""
+    x1, y1, x2, y2 = around([point[:2] for point in points if point[2] > 0] or points)
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
 def is_flat(values: Sequence[Any]) -> bool:
     """Whether ``x y width height`` are numbers, but cover nothing."""
     numbers = [number for number in map(geo.number, values) if number is not None]
@@ -126,11 +148,9 @@ def pairs(values: Any) -> Points | None:
     return None if points is None else [[x, y] for x, y in points]
 
 
-def turned(box: Box, degrees: float) -> Points | None:
+def turned(box: Box, degrees: float) -> Points:
     """Corners of a box that is turned clockwise about its top left corner."""
-    if abs(degrees) > _MOST_ANGLES:
-        return None
-    x, y, turn = box[0], box[1], math.radians(degrees)
+    x, y, turn = box[0], box[1], math.radians(degrees % 360)
     cos, sin = math.cos(turn), math.sin(turn)
     w, h = box[2] - x, box[3] - y
     return [

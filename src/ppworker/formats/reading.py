@@ -16,6 +16,8 @@ MOST_MARKS = 10_000
 """Annotations that one item may have in an archive."""
 MOST_LABELS = 10_000
 MOST_SPLITS = 1_000
+MOST_LOOKS = 20
+"""Members that are looked into to tell which format an archive has."""
 _MOST_PARTS = 50
 _MOST_FOLDERS = 20
 _MOST_SHOWN = 60

@@ -15,7 +15,7 @@ from typing import Any
 
 from ppworker.domain.drop import Reason
 from ppworker.domain.geometry import TOLERANCE_SHARE
-from ppworker.formats import colours, ledger, places, reading, yolo_layout
+from ppworker.formats import colours, ledger, places, yolo_layout
 from ppworker.formats.archive import Archive
 from ppworker.formats.archive_writer import ArchiveWriter
 from ppworker.formats.base import About, Header, Mark, OpenFile, Record, Report, SplitNote, Writer
@@ -49,8 +49,7 @@ class Yolo:
 
     def recognises(self, archive: Archive, about: About) -> bool:  # noqa: ARG002
         """Whether names of labels lie beside pictures."""
-        has_names = any(yolo_layout.is_names_file(name) for name in archive)
-        return has_names and any(places.is_picture_name(name) for name in archive)
+        return yolo_layout.looks_like_yolo(archive)
 
     def read(
         self,
@@ -101,7 +100,10 @@ def _marks(archive: Archive, member: str, layout: Layout, report: Report) -> Ite
         count += 1
         if count > MOST_MARKS:
             refuse(where, f"there are more than {MOST_MARKS} boxes; leave out the others")
-        mark = _mark(_label(words[0], layout, where), _numbers(words, where), layout, where)
+        numbers = _numbers(words, where)
+        if len(words) == _SCORED_BOX and not 0 <= numbers[-1] <= 1:
+            report.skip(Reason.BAD_SCORE, where)  # the box is taken without it
+        mark = _mark(_label(words[0], layout, where), numbers, layout, where)
         if isinstance(mark, Mark):
             yield mark
         else:
@@ -136,8 +138,7 @@ def _mark(label: str, numbers: list[float], layout: Layout, where: str) -> Mark 
     if words == _BOX:
         return _box(label, numbers, None)
     if words == _SCORED_BOX:
-        score, is_score = reading.score_of(numbers[4])
-        return _box(label, numbers[:4], score) if is_score else Reason.BAD_SCORE
+        return _box(label, numbers[:4], numbers[4] if 0 <= numbers[4] <= 1 else None)
     if words < _LEAST_POLYGON or len(numbers) % 2:
         refuse(
             where,
@@ -189,8 +190,6 @@ class _Writer:
         names = self._out.reserve(f"{about.version_id}.names")
         for label in about.labels:
             self._out.append(names, " ".join(label.name.split()) + "\n")
-            if " ".join(label.name.split()) != label.name:
-                self._ledger.lose("label_names", label.name)
         self._out.append(names, "")
         colours.write(self._out, about)
         data = [f"classes = {len(about.labels)}"]

@@ -1,11 +1,11 @@
-"""Finds out how an archive of YOLO lines is laid out: names of labels, splits, each picture's lines."""
+"""Finds out how an archive of YOLO lines is laid out: its labels, splits and lines by picture."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ppworker.formats import data_yaml, places
+from ppworker.formats import colours, data_yaml, places
 from ppworker.formats.archive import Archive
 from ppworker.formats.base import Report
 from ppworker.formats.data_yaml import DataYaml
@@ -15,7 +15,9 @@ _MOST_LINE = 64 << 10
 _ASSIGNMENT = re.compile(r"\s*(\w+)\s*=\s*(.*?)\s*$")
 _NAMES_FILES = {"classes.txt", "obj.names", "labels.names"}
 _DARKNET_WORDS = {"classes", "names", "backup", "eval"}
-_KNOWN = ("config.json", "notes.json")
+_SETTINGS_FILES = {"data.yaml", "data.yml", "dataset.yaml", "dataset.yml"}
+_ANY_NAMES = _NAMES_FILES | _SETTINGS_FILES
+_KNOWN = (colours.MEMBER, "notes.json")
 
 
 @dataclass(slots=True)
@@ -70,6 +72,13 @@ def is_names_file(member: str) -> bool:
 
 def _is_yaml(member: str) -> bool:
     return member.lower().endswith((".yaml", ".yml"))
+
+
+def looks_like_yolo(archive: Archive) -> bool:
+    """Whether names of labels lie in an archive of pictures."""
+    lasts = [member.rpartition("/")[2].lower() for member in archive]
+    has_names = any(last.endswith(".names") or last in _ANY_NAMES for last in lasts)
+    return has_names and any(places.is_picture_name(last) for last in lasts)
 
 
 def find(archive: Archive, report: Report) -> Layout:

@@ -129,9 +129,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pdf_pages(
-    path: Path, dpi: int, side: int | None, max_pages: int | None
-) -> Iterator[Page]:
+def _pdf_pages(path: Path, dpi: int, side: int | None, max_pages: int | None) -> Iterator[Page]:
     import pypdfium2  # noqa: PLC0415  images need no PDF library
 
     try:

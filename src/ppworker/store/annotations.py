@@ -116,7 +116,7 @@ def list_annotations(tx: Tx, item_id: UUID) -> Sequence[sa.Row[Any]]:
         sa.text(
             "SELECT a.id, l.name AS label, a.kind, a.geometry, a.coordinates, a.text, a.page, "
             "a.score, a.source, a.review, p.name AS post_processor, a.model_version "
-            "FROM annotations a JOIN labels l ON l.id = a.label_id "
+            "FROM annotations a JOIN labels l ON l.id = a.label_id AND l.deleted_at IS NULL "
             "LEFT JOIN post_processors p ON p.id = a.post_processor_id "
             "WHERE a.item_id = :item AND a.deleted_at IS NULL ORDER BY a.version_id, a.id"
         ),

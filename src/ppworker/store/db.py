@@ -63,6 +63,8 @@ class Database:
         self._is_away = False
         self.engine = sa.create_engine(
             _normalised(url),
+            # Errors are logged with their statements, and values may be hashes of passwords.
+            hide_parameters=True,
             pool_size=connections,
             max_overflow=0,
             pool_timeout=_POOL_TIMEOUT_S,

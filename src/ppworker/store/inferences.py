@@ -120,9 +120,12 @@ def read_text_sizes(tx: Tx, user_id: UUID, ids: Collection[UUID]) -> dict[UUID, 
 
 _LABELS = sa.text(
     "SELECT normalised_name, id FROM labels "
-    "WHERE version_id = :version AND normalised_name = ANY(CAST(:names AS text[]))"
+    "WHERE version_id = :version AND normalised_name = ANY(CAST(:names AS text[])) "
+    "AND deleted_at IS NULL"
 )
-_COUNT_LABELS = sa.text("SELECT count(*) FROM labels WHERE version_id = :version")
+_COUNT_LABELS = sa.text(
+    "SELECT count(*) FROM labels WHERE version_id = :version AND deleted_at IS NULL"
+)
 
 
 def find_labels(tx: Tx, version_id: UUID, names: Collection[str]) -> dict[str, UUID]:

@@ -5,9 +5,8 @@ contract are exact however far that walk is. With the other filters a page ends 
 look, so that nobody waits for a needle in a haystack; the next page begins where the look ended.
 """
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -112,9 +111,7 @@ def count_page(tx: Tx, scope: Scope, filters: Filters, *, most: int) -> int:
     """How many items the filters of the contract leave, counted one by one up to ``most``."""
     query = _Query(scope, filters, after=None, by_split=False)
     query.parameters |= {"reach": most}
-    return int(
-        tx.execute(sa.text(_COUNT.format(**query.parts())), query.parameters).scalar_one()
-    )
+    return int(tx.execute(sa.text(_COUNT.format(**query.parts())), query.parameters).scalar_one())
 
 
 _EXACT = """
@@ -209,7 +206,10 @@ class _Query:
             "label": filters.label_id,
             "after": after,
         }
-        self._driver = self._drive(by_split=by_split)
+        self._walks_label = (
+            filters.label_id is not None and filters.job_status is None and not by_split
+        )
+        self._driver = self._drive()
         self._ask()
 
     def parts(self) -> dict[str, str]:
@@ -220,12 +220,12 @@ class _Query:
             "item": _WITHOUT_TEXT if self._filters.text is None else _WITH_TEXT,
         }
 
-    def _drive(self, *, by_split: bool) -> str:
+    def _drive(self) -> str:
         wanted = self._filters
         if wanted.job_status is not None:
             is_running = wanted.job_status == "processing"
             statement, alias = (_BY_RUNNING_JOB if is_running else _BY_JOB), "j"
-        elif wanted.label_id is not None and not by_split:
+        elif self._walks_label:
             statement, alias = _BY_LABEL, "a"
         else:
             statement, alias = (_BY_VERSION if wanted.split_id is None else _BY_SPLIT), "p"
@@ -236,7 +236,8 @@ class _Query:
 
     def _ask(self) -> None:
         wanted = self._filters
-        if wanted.label_id is not None or wanted.is_about_annotation:
+        is_told = self._walks_label and not wanted.is_about_annotation
+        if not is_told and (wanted.label_id is not None or wanted.is_about_annotation):
             self._conditions.append(_IS_ANNOTATED.format(more=self._of(wanted), found="NOT NULL"))
         if wanted.only_unlabelled:
             self._conditions.append(_IS_ANNOTATED.format(more="", found="NULL"))
@@ -267,4 +268,19 @@ def in_any_case(text: str) -> str:
 
     Made here, because what a database takes for the same letter depends on how it was set up.
     """
-    return "***:" + "".join(_one_of({c for c in _cases(character)}) for character in text)
+    return "".join(_one_of(_cases(character)) for character in text)
+
+
+def _cases(character: str) -> set[str]:
+    near = {character, character.lower(), character.upper(), character.title()}
+    near |= {each.lower() for each in near} | {each.upper() for each in near}
+    return {each for each in near if len(each) == 1}
+
+
+def _one_of(characters: set[str]) -> str:
+    # By their numbers, so that none of them means anything to the reader of the expression.
+    words = "".join(
+        each if each.isascii() and each.isalnum() else f"\\U{ord(each):08X}"
+        for each in sorted(characters)
+    )
+    return f"[{words}]" if len(characters) > 1 else words

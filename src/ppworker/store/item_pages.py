@@ -1,5 +1,5 @@
-"""Items as clients read them: one, or a page of a version's, each answer in a fixed number of
-statements whatever the page holds."""
+"""Items as clients read them: one, or several, each answer in a fixed number of statements whatever
+it holds. Which items a list holds is told by `item_lists`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,10 +8,11 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from ppworker.store import bulk
 from ppworker.store.db import Tx, by_name
-from ppworker.store.tables import dataset_items, item_splits
+from ppworker.store.tables import Uuid, dataset_items, dataset_splits, item_splits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class Item:
     text: str | None
     extension: str
     media_type: str
+    content_sha256: str | None
+    """Of its file, if it has one."""
     size_bytes: int | None
     width: int | None
     height: int | None
@@ -32,17 +35,6 @@ class Item:
     """Grows by one at each change."""
     created_at: datetime
     updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Which items of a version."""
-
-    split_id: UUID | None = None
-    label_id: UUID | None = None
-    """Only those that carry the label."""
-    only_unlabelled: bool = False
-    """Only those without any annotation."""
 
 
 _ITEMS = sa.select(*(dataset_items.c[field.name] for field in fields(Item)))
@@ -55,55 +47,24 @@ def find_item(tx: Tx, version_id: UUID, item_id: UUID) -> Item | None:
             dataset_items.c.id == item_id,
             dataset_items.c.deleted_at.is_(None),
             sa.exists().where(
-                item_splits.c.item_id == item_id, item_splits.c.version_id == version_id
+                item_splits.c.item_id == item_id,
+                item_splits.c.version_id == version_id,
+                dataset_splits.c.id == item_splits.c.split_id,
+                dataset_splits.c.deleted_at.is_(None),
             ),
         )
     ).one_or_none()
     return None if row is None else Item(**by_name(row))
 
 
-_PAGE = """
-SELECT DISTINCT m.item_id FROM dataset_splits s CROSS JOIN LATERAL (
-  SELECT p.item_id FROM item_splits p
-  JOIN dataset_items i ON i.id = p.item_id AND i.deleted_at IS NULL
-  WHERE p.split_id = s.id {filters}
-  ORDER BY p.item_id LIMIT :most) m
-WHERE s.version_id = :version {splits} ORDER BY 1 OFFSET :offset LIMIT :limit
-"""
-_ANNOTATED = """EXISTS (SELECT 1 FROM annotations a
-  WHERE a.item_id = p.item_id AND a.version_id = p.version_id AND a.deleted_at IS NULL {label})"""
-
-
-def list_item_ids(
-    tx: Tx, version_id: UUID, filters: Filters, *, offset: int, limit: int
-) -> list[UUID]:
-    """Ids of a page of items of a version, in the order in which they were made.
-
-    Each split gives its first ids by its key, so a page costs no more than the pages before it.
-    """
-    wanted = []
-    if filters.label_id is not None:
-        wanted.append("AND " + _ANNOTATED.format(label="AND a.label_id = :label"))
-    if filters.only_unlabelled:
-        wanted.append("AND NOT " + _ANNOTATED.format(label=""))
-    only = "AND s.id = :split" if filters.split_id is not None else ""
-    rows = tx.execute(
-        sa.text(_PAGE.format(filters=" ".join(wanted), splits=only)),
-        {
-            "version": version_id,
-            "most": offset + limit,
-            "offset": offset,
-            "limit": limit,
-            "split": filters.split_id,
-            "label": filters.label_id,
-        },
-    )
-    return list(rows.scalars())
-
-
 def list_items(tx: Tx, ids: Sequence[UUID]) -> list[Item]:
-    """The items of those ids, in their order."""
-    rows = tx.execute(_ITEMS.where(dataset_items.c.id.in_(ids)).order_by(dataset_items.c.id))
+    """The items of those ids that are there, in their order."""
+    rows = tx.execute(
+        _ITEMS.where(
+            dataset_items.c.id == sa.any_(sa.cast(sa.literal(bulk.uuids(ids)), ARRAY(Uuid))),
+            dataset_items.c.deleted_at.is_(None),
+        ).order_by(dataset_items.c.id)
+    )
     return [Item(**by_name(row)) for row in rows]
 
 
@@ -124,7 +85,7 @@ def list_annotations(
 
 _MEMBERSHIPS = sa.text("""
 SELECT p.item_id, p.split_id FROM item_splits p JOIN dataset_splits s ON s.id = p.split_id
-WHERE p.version_id = :version AND p.item_id = ANY(CAST(:items AS uuid[]))
+WHERE p.version_id = :version AND p.item_id = ANY(CAST(:items AS uuid[])) AND s.deleted_at IS NULL
 ORDER BY p.item_id, s.created_at, s.id
 """)
 

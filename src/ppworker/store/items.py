@@ -268,6 +268,8 @@ SELECT i.id, i.name, i.extension, i.media_type, i.size_bytes, i.width, i.height,
   (SELECT count(*) FROM annotations a WHERE a.item_id = i.id AND a.version_id = s.version_id
      AND a.deleted_at IS NULL) AS annotation_count
 FROM item_splits s JOIN dataset_items i ON i.id = s.item_id
+JOIN dataset_splits p ON p.id = s.split_id AND p.deleted_at IS NULL
+JOIN dataset_versions v ON v.id = s.version_id AND v.deleted_at IS NULL
 WHERE {where} AND i.deleted_at IS NULL ORDER BY i.id LIMIT :limit
 """
 

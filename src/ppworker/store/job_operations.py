@@ -21,6 +21,7 @@ SELECT j.id, p.name AS post_processor, j.post_processor_id, j.item_id, i.name AS
 FROM post_processor_jobs j
 JOIN post_processors p ON p.id = j.post_processor_id
 JOIN dataset_items i ON i.id = j.item_id
+JOIN dataset_versions v ON v.id = j.version_id AND v.deleted_at IS NULL
 """
 
 

@@ -88,6 +88,7 @@ class HeldJob(NamedTuple):
     """Time since it was planned."""
     lease_expired: bool
     """Whether its lease was over when it was locked; of rescue candidates the others hung."""
+    version_deleted: bool
     settings: str | None
     """``PostProcessor.revision`` of today, if it was asked for."""
 
@@ -174,6 +175,7 @@ WITH picked AS MATERIALIZED (
     AND EXISTS (SELECT 1 FROM post_processors p
       WHERE p.id = :processor AND p.enabled AND NOT p.paused_by_operator
         AND p.deleted_at IS NULL AND (p.circuit_until IS NULL OR p.circuit_until <= now()))
+    AND (SELECT v.deleted_at IS NULL FROM dataset_versions v WHERE v.id = j.version_id)
   ORDER BY j.priority, j.run_at, j.id
   LIMIT :n FOR UPDATE OF j SKIP LOCKED)
 UPDATE post_processor_jobs j SET
@@ -274,6 +276,7 @@ _HELD = """SELECT j.id, j.item_id, j.version_id, j.post_processor_id, j.attempts
   coalesce(extract(epoch FROM clock_timestamp() - j.started_at), 0)::float8 AS ran_s,
   extract(epoch FROM clock_timestamp() - j.created_at)::float8 AS age_s,
   j.lease_expires_at < clock_timestamp() AS lease_expired,
+  (SELECT v.deleted_at IS NOT NULL FROM dataset_versions v WHERE v.id = j.version_id) AS gone,
   (SELECT CAST(p.xmin AS text) FROM post_processors p WHERE p.id = :settings_of) AS settings
 FROM post_processor_jobs j """
 

@@ -14,7 +14,7 @@ from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Conflict, NotFound
 from ppworker.store.datasets import as_id
 from ppworker.store.db import Tx, by_name
-from ppworker.store.tables import post_processors
+from ppworker.store.tables import models, post_processors
 
 _FIELDS = tuple(f.name for f in fields(PostProcessor) if f.name != "revision")
 _TUPLES = ("media_types", "file_types", "splits")
@@ -36,6 +36,9 @@ class Stored:
     user_id: UUID
     created_at: datetime
     updated_at: datetime
+    model_name: str | None
+    """Of the person's model that it was made from, which may be deleted since."""
+    model_kind: str | None
 
 
 def create_post_processor(tx: Tx, user_id: UUID, processor: PostProcessor) -> None:
@@ -86,7 +89,9 @@ def find_stored(tx: Tx, dataset_id: UUID, id_: UUID) -> Stored | None:
 
 def lock_stored(tx: Tx, dataset_id: UUID, id_: UUID) -> Stored | None:
     """The same, held against other changes of it until the transaction ends."""
-    row = tx.execute(_one(dataset_id, id_).with_for_update(key_share=True)).one_or_none()
+    row = tx.execute(
+        _one(dataset_id, id_).with_for_update(key_share=True, of=post_processors)
+    ).one_or_none()
     return None if row is None else _stored(row)
 
 
@@ -220,8 +225,17 @@ def _select() -> sa.Select[Any]:
 
 
 def _select_stored() -> sa.Select[Any]:
-    return _select().add_columns(
-        post_processors.c.user_id, post_processors.c.created_at, post_processors.c.updated_at
+    model = sa.select(models).where(models.c.id == post_processors.c.model_id).lateral()
+    return (
+        _select()
+        .add_columns(
+            post_processors.c.user_id,
+            post_processors.c.created_at,
+            post_processors.c.updated_at,
+            model.c.name.label("model_name"),
+            model.c.kind.label("model_kind"),
+        )
+        .select_from(post_processors.outerjoin(model, sa.true()))
     )
 
 
@@ -232,7 +246,7 @@ def _one(dataset_id: UUID, id_: UUID) -> sa.Select[Any]:
 
 
 def _stored(row: sa.Row[Any]) -> Stored:
-    own = ("user_id", "created_at", "updated_at")
+    own = ("user_id", "created_at", "updated_at", "model_name", "model_kind")
     values = by_name(row)
     about = {name: values.pop(name) for name in own}
     return Stored(processor=_from_values(values), **about)

@@ -122,11 +122,12 @@ class State(NamedTuple):
 _WALK = sa.text("""
 WITH walked AS MATERIALIZED (
   SELECT DISTINCT m.item_id FROM dataset_splits s
-  JOIN dataset_versions v ON v.id = s.version_id
+  JOIN dataset_versions v ON v.id = s.version_id AND v.deleted_at IS NULL
   CROSS JOIN LATERAL (
     SELECT i.item_id FROM item_splits i WHERE i.split_id = s.id AND i.item_id > :after
     ORDER BY i.item_id LIMIT :n) m
   WHERE v.dataset_id = :dataset AND (CAST(:split AS uuid) IS NULL OR s.id = :split)
+    AND s.deleted_at IS NULL
   ORDER BY m.item_id LIMIT :n)
 SELECT w.item_id, (coalesce(CASE WHEN pg_column_size(i.text) < 500 THEN pg_column_size(i.text)
     ELSE octet_length(i.text) END, 0) + coalesce((
@@ -156,6 +157,7 @@ _COUNT = sa.text("""
 SELECT count(DISTINCT i.item_id) FROM dataset_splits s
 JOIN dataset_versions v ON v.id = s.version_id JOIN item_splits i ON i.split_id = s.id
 WHERE v.dataset_id = :dataset AND (CAST(:split AS uuid) IS NULL OR s.id = :split)
+  AND v.deleted_at IS NULL AND s.deleted_at IS NULL
 """)
 
 
@@ -172,8 +174,8 @@ SELECT r.item_id, r.version_id, r.job_id, r.raw, r.model_version, r.input_revisi
   CASE WHEN :reads = 'text' OR (:reads = 'any' AND i.content_sha256 IS NULL) THEN i.text END
 FROM job_results r JOIN dataset_items i ON i.id = r.item_id
 WHERE r.item_id = ANY(CAST(:items AS uuid[])) AND r.post_processor_id = :processor
-  AND EXISTS (SELECT 1 FROM item_splits s
-    WHERE s.item_id = r.item_id AND s.version_id = r.version_id
+  AND EXISTS (SELECT 1 FROM item_splits s JOIN dataset_versions v ON v.id = s.version_id
+    WHERE s.item_id = r.item_id AND s.version_id = r.version_id AND v.deleted_at IS NULL
       AND (CAST(:split AS uuid) IS NULL OR s.split_id = :split))
 ORDER BY r.item_id, r.version_id
 """)

@@ -1,8 +1,8 @@
-"""Statements of archives in and out: what a version holds, page by page, and what import creates."""
+"""Statements of archives in and out: a version page by page, and what an import creates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -88,7 +88,8 @@ def ensure_splits(
     return {split.name: split for split in list_splits_of(tx, [target.version_id])}
 
 
-class LabelSketch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LabelSketch:
     """A label to be made; empty values are chosen here."""
 
     name: str

@@ -3,29 +3,42 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from ppworker.api.auth import Caller, KeyedRoute, KeyedUploadRoute, Room
 from ppworker.api.conditions import TAGGED, ExpectedVersion, tag
 from ppworker.api.errors import responses
-from ppworker.api.paging import DEFAULT_PAGE, PageCount, PageSize, QueryFlag, QueryText
-from ppworker.api.paths import ItemPath, VersionPath, identity, missing
+from ppworker.api.paging import (
+    DEFAULT_PAGE,
+    TOTALS,
+    PageCount,
+    PageCursor,
+    PageSize,
+    position,
+    tell,
+    tell_total,
+)
+from ppworker.api.paths import ItemPath, SplitPath, VersionPath, missing
 from ppworker.api.resources import annotations as annotation_shape
 from ppworker.api.resources import splits as split_routes
 from ppworker.api.resources.annotations import AnnotationAnswer, ItemsAnnotation
+from ppworker.api.resources.item_filters import WantedItems, scope_of
 from ppworker.api.resources.splits import SplitAnswer
 from ppworker.api.uploads import BODY, OneFile
 from ppworker.api.wire import Answer, Asked, Base, Text
-from ppworker.errors import Conflict, Invalid
+from ppworker.errors import Conflict, Invalid, Malformed
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.edits import items as edits
 from ppworker.pipeline.edits.annotations import annotate_new
+from ppworker.pipeline.transfer import delete
 from ppworker.pipeline.uploads import item_files
-from ppworker.store import datasets, item_pages, labels
+from ppworker.store import datasets, item_counts, item_lists, item_pages
 from ppworker.store.datasets import Split, as_id
 from ppworker.store.db import Tx
-from ppworker.store.item_pages import Filters, Item
+from ppworker.store.item_counts import Size
+from ppworker.store.item_lists import Page
+from ppworker.store.item_pages import Item
 from ppworker.store.versions import Version
 
 _ERRORS = responses(401, 403, 404, 503)
@@ -97,42 +110,57 @@ class ChangedItem(Asked):
     """Empty leaves it as it is."""
 
 
-@router.get("/datasets/{dataset_id}/versions/{version_id}/items", responses=responses(400))
+@router.get(
+    "/datasets/{dataset_id}/versions/{version_id}/items",
+    responses={200: {"headers": TOTALS}, **responses(400)},
+)
 def list_items(
     deps: Room,
     version: VersionPath,
+    filters: WantedItems,
+    request: Request,
+    response: Response,
     *,
     page_size: PageSize = None,
     page_count: PageCount = None,
-    only_unlabelled: Annotated[QueryFlag, Query(alias="onlyUnlabelled")] = None,
-    label_id: Annotated[QueryText, Query(alias="labelId")] = None,
-    split_id: Annotated[QueryText, Query(alias="splitId")] = None,
+    cursor: PageCursor = None,
 ) -> list[ItemAnswer]:
     """A page of items in the order in which they were made; ten of them unless you say more."""
     size = page_size or DEFAULT_PAGE
-    filters = Filters(
-        split_id=None if split_id is None else identity(split_id, "splitId"),
-        label_id=None if label_id is None else identity(label_id, "labelId"),
-        only_unlabelled=bool(only_unlabelled),
+    at = position(
+        f"items of {version.id}, {filters}", page_size=size, page_count=page_count, cursor=cursor
     )
     with deps.db.look() as tx:
-        _check_filters(tx, version, filters)
-        ids = item_pages.list_item_ids(
-            tx, version.id, filters, offset=(page_count or 0) * size, limit=size
+        splits = datasets.list_splits_of(tx, [version.id])
+        scope = scope_of(tx, version, splits, filters)
+        counts = item_counts.read_counts(tx, scope, filters.label_id)
+        page = item_lists.list_page(
+            tx,
+            scope,
+            filters,
+            after=at.after,
+            offset=at.offset,
+            limit=size,
+            by_split=item_counts.is_split_smaller(counts, filters),
         )
-        return _described(tx, version, item_pages.list_items(tx, ids))
+        if page.is_cut and at.offset:
+            raise Malformed(
+                "too few items fit the filters to count the pages so far; "
+                "go from page to page by the header X-Next-Cursor",
+                field="pageCount",
+            )
+        if at.after is None:
+            told = item_counts.size(tx, scope, filters, counts)
+            tell_total(response, _known_size(told, page, at.offset))
+        found = _described(tx, version, item_pages.list_items(tx, page.ids), splits)
+    tell(request, response, at, page.behind)
+    return found
 
 
-def _check_filters(tx: Tx, version: Version, filters: Filters) -> None:
-    """A filter by what is not there would look like an empty dataset."""
-    if filters.split_id is not None:
-        there = {split.id for split in datasets.list_splits_of(tx, [version.id])}
-        if filters.split_id not in there:
-            raise missing("splitId", filters.split_id)
-    if filters.label_id is not None:
-        known = {label.id for label in labels.list_labels(tx, version.id)}
-        if filters.label_id not in known:
-            raise missing("labelId", filters.label_id)
+def _known_size(told: Size, page: Page, offset: int) -> Size:
+    """How long the list is: at its end that is seen."""
+    is_end = page.behind is None and (page.ids or not offset)
+    return Size(exactly=offset + len(page.ids)) if is_end else told
 
 
 @router.post(
@@ -176,13 +204,11 @@ def _chosen(
         default = version.default_split
         return [by_id[default] if default in by_id else there[0]]
     found: dict[Any, Split] = {}
-    for position, reference in enumerate(wanted):
+    for place, reference in enumerate(wanted):
         id_ = as_id(reference.id)
         split = None if id_ is None else by_id.get(id_)
         if split is None:
-            raise Invalid(
-                f"the version has no split '{reference.id}'", field=f"splits[{position}].id"
-            )
+            raise Invalid(f"the version has no split '{reference.id}'", field=f"splits[{place}].id")
         found[split.id] = split
     return list(found.values())
 
@@ -229,6 +255,17 @@ def upload_item_file(deps: Room, version: VersionPath, item: ItemPath, file: One
     return _read(deps, version, item)
 
 
+@router.delete("/datasets/{dataset_id}/versions/{version_id}/splits/{split_id}/items/{item_id}")
+def remove_item(deps: Room, version: VersionPath, split: SplitPath, item: ItemPath) -> ItemAnswer:
+    """Take an item out of a split; the item as it was before.
+
+    One that is in no split of any version any more is deleted with its annotations and jobs.
+    """
+    answer = _read(deps, version, item)
+    delete.item(deps, split, item.id)
+    return answer
+
+
 def _read(deps: Deps, version: Version, item: Item) -> ItemAnswer:
     with deps.db.look() as tx:
         found = item_pages.find_item(tx, version.id, item.id)
@@ -237,10 +274,14 @@ def _read(deps: Deps, version: Version, item: Item) -> ItemAnswer:
         return _described(tx, version, [found])[0]
 
 
-def _described(tx: Tx, version: Version, found: Sequence[Item]) -> list[ItemAnswer]:
-    """Items with all that belongs to them, in four statements however many they are."""
+def _described(
+    tx: Tx, version: Version, found: Sequence[Item], there: Sequence[Split] | None = None
+) -> list[ItemAnswer]:
+    """Items with all that belongs to them, in four statements however many they are; in three where
+    the splits are known."""
     ids = [item.id for item in found]
-    splits = {split.id: split for split in datasets.list_splits_of(tx, [version.id])}
+    there = datasets.list_splits_of(tx, [version.id]) if there is None else there
+    splits = {split.id: split for split in there}
     memberships = item_pages.list_memberships(tx, version.id, ids)
     annotated = item_pages.list_annotations(tx, version.id, ids)
     counts = item_pages.count_jobs(tx, version.id, ids)

@@ -1,13 +1,24 @@
 """Jobs of an item and of a dataset, and the retry of one that failed."""
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BeforeValidator
 
 from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
-from ppworker.api.paging import PageCount, PageSize, QueryText, absent
+from ppworker.api.paging import (
+    HEADERS,
+    PageCount,
+    PageCursor,
+    PageSize,
+    QueryText,
+    absent,
+    position,
+    tell,
+)
 from ppworker.api.paths import DatasetPath, ItemPath, VersionPath, identity, missing
 from ppworker.api.wire import Base, Text, Time
 from ppworker.pipeline.control import operate
@@ -21,7 +32,45 @@ router = APIRouter(route_class=KeyedRoute, tags=["jobs"], responses=responses(40
 _UNPAGED = 10_000
 """Most jobs of one answer where no page size is asked for; the answer says when there are more."""
 
-Status = Literal["pending", "processing", "completed", "failed"]
+Status = job_pages.JobState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a list of jobs is asked by."""
+
+    filters: Filters
+    page_size: int | None
+    page_count: int | None
+    cursor: str | None
+    request: Request
+    response: Response
+
+
+def _asked(
+    request: Request,
+    response: Response,
+    *,
+    status: Annotated[Status | None, BeforeValidator(absent), Query()] = None,
+    post_processor_id: QueryText = None,
+    page_size: PageSize = None,
+    page_count: PageCount = None,
+    cursor: PageCursor = None,
+) -> _Asked:
+    processor = (
+        None if post_processor_id is None else identity(post_processor_id, "post_processor_id")
+    )
+    return _Asked(
+        filters=Filters(status=status, post_processor_id=processor),
+        page_size=page_size,
+        page_count=page_count,
+        cursor=cursor,
+        request=request,
+        response=response,
+    )
+
+
+AskedJobs = Annotated[_Asked, Depends(_asked)]
 
 
 class JobAnswer(Base):
@@ -56,45 +105,50 @@ class JobDetailsAnswer(JobAnswer):
     item_name: str
 
 
-@router.get("/datasets/{dataset_id}/post-processors/jobs", responses=responses(400))
+@router.get(
+    "/datasets/{dataset_id}/post-processors/jobs",
+    responses={200: {"headers": HEADERS}, **responses(400)},
+)
 def list_dataset_jobs(
-    deps: Room,
-    dataset: DatasetPath,
-    response: Response,
-    *,
-    item_id: QueryText = None,
-    status: Annotated[Status | None, BeforeValidator(absent), Query()] = None,
-    post_processor_id: QueryText = None,
-    page_size: PageSize = None,
-    page_count: PageCount = None,
+    deps: Room, dataset: DatasetPath, asked: AskedJobs, item_id: QueryText = None
 ) -> list[JobDetailsAnswer]:
     """Jobs of a dataset in the order in which they were made.
 
     All of them unless a page size is given, up to ten thousand: then the header `X-Has-More` is
     true.
     """
-    filters = Filters(
-        item_id=None if item_id is None else identity(item_id, "item_id"),
-        post_processor_id=(
-            None if post_processor_id is None else identity(post_processor_id, "post_processor_id")
-        ),
-        status=status,
-    )
-    size = page_size or _UNPAGED
-    with deps.db.look() as tx:
-        rows = job_pages.list_jobs(
-            tx, dataset.id, filters, offset=(page_count or 0) * size, limit=size + 1
-        )
-    response.headers["X-Has-More"] = "true" if len(rows) > size else "false"
-    return [_detailed(row) for row in rows[:size]]
+    wanted = None if item_id is None else identity(item_id, "item_id")
+    return _listed(deps, dataset.id, replace(asked.filters, item_id=wanted), asked)
 
 
-@router.get("/datasets/{dataset_id}/versions/{version_id}/items/{item_id}/jobs")
-def list_item_jobs(deps: Room, version: VersionPath, item: ItemPath) -> list[JobDetailsAnswer]:
+@router.get(
+    "/datasets/{dataset_id}/versions/{version_id}/items/{item_id}/jobs",
+    responses={200: {"headers": HEADERS}, **responses(400)},
+)
+def list_item_jobs(
+    deps: Room, version: VersionPath, item: ItemPath, asked: AskedJobs
+) -> list[JobDetailsAnswer]:
     """Jobs of an item in a version, in the order in which they were made."""
-    filters = Filters(version_id=version.id, item_id=item.id)
+    filters = replace(asked.filters, version_id=version.id, item_id=item.id)
+    return _listed(deps, version.dataset_id, filters, asked)
+
+
+def _listed(
+    deps: Deps, dataset_id: UUID, filters: Filters, asked: _Asked
+) -> list[JobDetailsAnswer]:
+    size = asked.page_size or _UNPAGED
+    at = position(
+        f"jobs of {dataset_id}, {filters}",
+        page_size=size,
+        page_count=asked.page_count,
+        cursor=asked.cursor,
+    )
     with deps.db.look() as tx:
-        rows = job_pages.list_jobs(tx, version.dataset_id, filters, limit=_UNPAGED)
+        ids = job_pages.list_job_ids(
+            tx, dataset_id, filters, after=at.after, offset=at.offset, limit=size + 1
+        )
+        rows = job_pages.list_jobs(tx, ids[:size])
+    tell(asked.request, asked.response, at, ids[size - 1] if len(ids) > size else None)
     return [_detailed(row) for row in rows]
 
 
@@ -112,7 +166,8 @@ def retry_job(deps: Room, version: VersionPath, item: ItemPath, job_id: str) -> 
 
 def _one(deps: Deps, version: Version, filters: Filters) -> Any:
     with deps.db.look() as tx:
-        rows = job_pages.list_jobs(tx, version.dataset_id, filters, limit=1)
+        ids = job_pages.list_job_ids(tx, version.dataset_id, filters, limit=1)
+        rows = job_pages.list_jobs(tx, ids)
     if not rows:
         raise missing("job", filters.job_id)
     return rows[0]

@@ -1,13 +1,18 @@
 """Labels of a version, and how many annotations and items each has in a split."""
 
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Response
+from pydantic import ConfigDict, Field
 
 from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
-from ppworker.api.paths import SplitPath, VersionPath
-from ppworker.api.wire import Answer, Base, Text, Time
+from ppworker.api.paths import SplitPath, VersionPath, identity, missing
+from ppworker.api.resources.operations import OperationAnswer, begun
+from ppworker.api.wire import Answer, Asked, Base, Text, Time
+from ppworker.pipeline.setup import catalogue
+from ppworker.pipeline.transfer import delete
 from ppworker.store import labels, stats
 from ppworker.store.labels import Label
 
@@ -22,6 +27,35 @@ class LabelAnswer(Base):
     color: str = ""
     index: int = 0
     shortcut: str = ""
+
+
+class LabelBody(Asked):
+    """A label as it shall be; null means not given, or leaves a field alone. Its index is ours."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"name": "stop sign", "color": "#d62728", "shortcut": "s"}}
+    )
+
+    name: str | None = None
+    """Required of a new one; once in a version, case and width apart."""
+    description: Annotated[str | None, Field(max_length=catalogue.MAX_DESCRIPTION)] = None
+    color: str | None = None
+    """Like #1f77b4 or #fff; empty: ours, or the one that it has."""
+    shortcut: Annotated[str | None, Field(max_length=catalogue.MAX_SHORTCUT)] = None
+
+
+def _label(deps: Room, parent: VersionPath, label_id: str) -> Label:
+    """The label of the path, of the version of the path."""
+    wanted = identity(label_id, "label")
+    with deps.db.look() as tx:
+        found = labels.find_label(tx, parent.id, wanted)
+    if found is None:
+        raise missing("label", label_id)
+    return found
+
+
+LabelPath = Annotated[Label, Depends(_label)]
+_LABELS = "/datasets/{dataset_id}/versions/{version_id}/labels"
 
 
 class LabelStat(Answer):
@@ -42,12 +76,49 @@ def shown(label: Label) -> LabelAnswer:
     return LabelAnswer.model_validate(label)
 
 
-@router.get("/datasets/{dataset_id}/versions/{version_id}/labels")
+@router.get(_LABELS)
 def list_labels(deps: Room, version: VersionPath) -> list[LabelAnswer]:
     """Labels of a version by their index."""
     with deps.db.look() as tx:
         found = labels.list_labels(tx, version.id)
     return [shown(label) for label in found]
+
+
+@router.post(_LABELS, responses=responses(400, 409, 413, 422))
+def create_label(deps: Room, version: VersionPath, body: LabelBody) -> LabelAnswer:
+    """Make a label, with the next index that is free."""
+    details = {name: value for name, value in body.given().items() if name != "name"}
+    made = catalogue.create_label(deps, version.id, version.user_id, body.name or "", details)
+    return shown(made)
+
+
+@router.get(_LABELS + "/{label_id}")
+def read_label(label: LabelPath) -> LabelAnswer:
+    """One label."""
+    return shown(label)
+
+
+@router.put(_LABELS + "/{label_id}", responses=responses(400, 409, 413, 422))
+def change_label(deps: Room, label: LabelPath, body: LabelBody) -> LabelAnswer:
+    """Change a label; what is null stays as it is."""
+    catalogue.change_label(deps, label, body.given())
+    return shown(_label_again(deps, label))
+
+
+def _label_again(deps: Room, label: Label) -> Label:
+    with deps.db.look() as tx:
+        found = labels.find_label(tx, label.version_id, label.id)
+    if found is None:
+        raise missing("label", label.id)  # deleted in this very moment
+    return found
+
+
+@router.delete(_LABELS + "/{label_id}", status_code=202)
+def delete_label(
+    deps: Room, response: Response, version: VersionPath, label: LabelPath
+) -> OperationAnswer:
+    """Delete a label. It is gone at once; its annotations are removed by the operation."""
+    return begun(response, delete.label(deps, version, label))
 
 
 @router.get("/datasets/{dataset_id}/versions/{version_id}/labels/splits/{split_id}")

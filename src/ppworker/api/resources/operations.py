@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BeforeValidator
 
 from ppworker.api.auth import Caller, KeyedRoute, Room
@@ -56,6 +56,21 @@ def shown(operation: Operation) -> OperationAnswer:
         started_at=operation.started_at,
         completed_at=operation.completed_at,
     )
+
+
+def begun(response: Response, operation: Operation) -> OperationAnswer:
+    """An operation that goes on behind an answer of 202, which says where to look for it."""
+    response.headers["Location"] = f"/api/v1/operations/{operation.id}"
+    return shown(operation)
+
+
+def later(operation: Operation) -> Response:
+    """The same as a whole answer, for routes that answer with something else when they can."""
+    answer = Response(
+        shown(operation).model_dump_json(), status_code=202, media_type="application/json"
+    )
+    begun(answer, operation)
+    return answer
 
 
 @router.get("/operations", responses=responses(400))

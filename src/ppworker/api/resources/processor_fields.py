@@ -62,9 +62,13 @@ class ProcessorBody(Extras):
     order: _Whole | None = None
     """Lower ones run first."""
     model_id: str | None = None
+    """A built-in model or one of yours; runner and options are taken from it as it is now."""
     model_version: str | None = None
+    """Id, name or version of one of its versions; default its active one."""
     external_provider: str | None = None
+    """None can be used yet: no runner for one is installed."""
     external_model: str | None = None
+    """Goes with an external provider."""
     external_config: Annotated[str | None, Field(max_length=_MAX_CONFIG)] = None
     """JSON text; holds what has no field of its own, and options of the runner."""
     output_target: str | None = None
@@ -124,7 +128,7 @@ def settings_of(body: ProcessorBody) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         Invalid: ``external_config`` is no JSON object of the right types, or the model that is
-            asked for cannot be had.
+            asked for is an external one.
     """
     _check_model(body)
     extras, options = _inside(body.external_config or "")
@@ -149,16 +153,8 @@ def _check_model(body: ProcessorBody) -> None:
             "name a runner that is",
             field="external_provider",
         )
-    if body.model_id:
-        raise Invalid(
-            f"there is no model '{body.model_id}'; leave it out and name a runner, or none for "
-            "the built-in one",
-            field="model_id",
-        )
     if body.external_model:
         raise Invalid("goes with an external provider", field="external_model")
-    if body.model_version:
-        raise Invalid("goes with a model_id", field="model_version")
 
 
 def _inside(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -217,7 +213,9 @@ def shown(stored: Stored) -> ProcessorAnswer:
         confidence_threshold=processor.confidence_threshold,
         prompt=prompt if isinstance(prompt, str) else "",
         user_id=stored.user_id,
-        model_name=processor.runner,
-        model_kind=processor.model_type,
+        model_id=processor.model_id,
+        model_version=processor.model_version,
+        model_name=stored.model_name or processor.runner,
+        model_kind=stored.model_kind or processor.model_type,
         **extras,
     )

@@ -6,10 +6,15 @@ from ppworker.pipeline.control import reapply
 from ppworker.pipeline.control.operations import Step
 from ppworker.pipeline.edits import reviews, undo
 from ppworker.pipeline.inferences import apply_inferences, inferences
+from ppworker.pipeline.transfer import delete, duplicate, export, import_items
 
 STEPS: Mapping[str, Step] = {
     inferences.KIND: apply_inferences.step,
     reapply.KIND: reapply.step,
     reviews.KIND: reviews.step,
     undo.KIND: undo.step,
+    duplicate.KIND: duplicate.step,
+    delete.KIND: delete.step,
+    import_items.KIND: import_items.step,
+    export.KIND: export.step,
 }

@@ -19,7 +19,13 @@ from ppworker.domain.answer import parse
 from ppworker.domain.apply import Draft, Target, apply
 from ppworker.domain.post_processor import OutputTarget, PostProcessor
 from ppworker.domain.text import clean_json, clean_text
-from ppworker.errors import Invalid, RunnerError, Unavailable
+from ppworker.errors import (
+    Invalid,
+    RunnerError,
+    Unavailable,
+    UnreadableInput,
+    UnsupportedMedia,
+)
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.setup.models import Chosen
 from ppworker.pipeline.uploads import ingest, media
@@ -34,6 +40,9 @@ _NOBODY = UUID(int=0)
 _TEXT_ALONE = frozenset({"ocr", "stt"})
 """Tasks that are asked for the text and nothing else."""
 _MOST_LABELS = 10_000
+_ABOUT_INPUT = frozenset({UnreadableInput.code, UnsupportedMedia.code})
+"""Codes of errors that the input is to blame for; all others are the model's."""
+_TEXT = "text/plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +112,10 @@ class Predictor:
         finally:
             self._release_later()
         if isinstance(answer, RunnerError):
-            if answer.retryable:
-                raise Unavailable(f"the model gave no answer: {answer}", field="model_id")
-            field = "input_text" if given.text is not None else "file"
-            raise Invalid(f"the model cannot use this input: {answer}", field=field)
+            if answer.code in _ABOUT_INPUT:
+                field = "input_text" if given.media_type == _TEXT and not given.name else "file"
+                raise Invalid(f"the model cannot use this input: {answer}", field=field)
+            raise Unavailable(f"the model gave no answer: {answer}", field="model_id")
         return answer
 
     def _permit(self, chosen: Chosen) -> Permit:
@@ -152,13 +161,13 @@ def _prepared(
     if len(text.encode()) > most:
         raise Invalid(f"has more than {most} bytes", field="input_text")
     if spec.reads != "file":
-        yield RunnerInput(key="inference", media_type="text/plain", text=text), None
+        yield RunnerInput(key="inference", media_type=_TEXT, text=text), None
         return
-    _check_media(spec, "text/plain", "input_text")
+    _check_media(spec, _TEXT, "input_text")
     with TemporaryDirectory(prefix="ppworker-") as folder:
         path = Path(folder) / "input.txt"
         path.write_text(text, encoding="utf-8")
-        yield RunnerInput(key="inference", media_type="text/plain", path=path), None
+        yield RunnerInput(key="inference", media_type=_TEXT, path=path), None
 
 
 def _of_file(

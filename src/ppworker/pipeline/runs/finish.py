@@ -247,6 +247,9 @@ def _decide(
 
 
 _DELETED = Outcome(kind="error", code=ITEM_DELETED, message="the item was deleted meanwhile")
+_VERSION_DELETED = Outcome(
+    kind="error", code=ITEM_DELETED, message="the version of the item was deleted meanwhile"
+)
 
 
 def _transition(
@@ -255,6 +258,8 @@ def _transition(
     """The rule for a job whose item was read again under its lock."""
     if item is None or item.deleted_at is not None:
         return decide_held(job, _DELETED)
+    if job.version_deleted:
+        return decide_held(job, _VERSION_DELETED)
     seen = input_revision(processor.reads, item.content_sha256, item.text_sha256)
     return decide_held(job, outcome, input_changed=seen != job.input_revision)
 

@@ -293,6 +293,15 @@ def _write(
         raise exists(values["name"]) from None
 
 
+def checked_text(field: str, given: str) -> str:
+    """A text of one of the fields, cleaned.
+
+    Raises:
+        Invalid: it is too long.
+    """
+    return str(_CHECKS[field](given))
+
+
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of columns as they may be written.
 

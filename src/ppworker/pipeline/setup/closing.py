@@ -2,27 +2,39 @@
 
 from uuid import UUID
 
+from ppworker.domain.events import OperationMoved
+from ppworker.domain.job import Status
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.setup import processor_changes
-from ppworker.store import accounts, closing, shares
+from ppworker.pipeline.transfer import delete
+from ppworker.store import accounts, shares
 from ppworker.store.db import Tx
 
 
-def delete_user(deps: Deps, user_id: UUID) -> None:
-    """End an account with its keys, its shares and its datasets.
+def delete_user(deps: Deps, user_id: UUID) -> UUID:
+    """End an account with its keys, its shares and its datasets; the operation that removes these.
 
     Raises:
         NotFound: it is gone already.
     """
 
-    def work(tx: Tx) -> list[UUID]:
+    def work(tx: Tx) -> UUID:
         accounts.lock_user(tx, user_id)
         accounts.delete_keys_of(tx, user_id)
         shares.delete_shares_of(tx, user_id)
-        gone = closing.mark_datasets_deleted(tx, user_id)
-        closing.mark_processors_deleted(tx, gone)
+        operation_id = delete.mark_user(tx, user_id)
         accounts.mark_user_deleted(tx, user_id)
-        return gone
+        return operation_id
 
-    if deps.db.transact(work):
-        processor_changes.end_jobs_of_deleted(deps)
+    begun = deps.db.transact(work)
+    deps.emit(
+        [
+            OperationMoved(
+                operation_id=begun,
+                kind=delete.KIND,
+                source=None,
+                to=Status.PENDING,
+                cause="planned",
+            )
+        ]
+    )
+    return begun

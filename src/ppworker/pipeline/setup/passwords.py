@@ -44,9 +44,10 @@ def fits(stored: str | None, password: str) -> bool:
     Takes as long for nobody as for somebody.
     """
     try:
-        return _HASHER.verify(stored or _NOBODYS, password) and stored is not None
+        _HASHER.verify(stored or _NOBODYS, password)
     except (VerifyMismatchError, InvalidHashError):
         return False
+    return stored is not None
 
 
 def is_outdated(stored: str) -> bool:

@@ -114,6 +114,8 @@ def _changed(
     dataset: Dataset, found: PostProcessor, changes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> PostProcessor:
     given, known = dict(changes), dict(found.runner_config)
+    if given.get("runner", found.runner) != found.runner:
+        given = {"model_id": None, "model_version": ""} | given
     if options or "runner_config" in given:
         own = restore(given["runner_config"], known) if "runner_config" in given else known
         given["runner_config"] = own | restore(options, known)

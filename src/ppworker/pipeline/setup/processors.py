@@ -58,6 +58,8 @@ class Wanted:
     output_target: str | None = None
     """None: text for ocr and stt, else annotations."""
     runner_config: Mapping[str, object] = field(default_factory=dict)
+    model_id: UUID | None = None
+    model_version: str = ""
     order: int = 0
     auto_create_labels: bool = True
     max_new_labels: int = 100
@@ -161,6 +163,8 @@ def checked(
         model_type=model_type,
         runner=wanted.runner,
         runner_config=config,
+        model_id=wanted.model_id,
+        model_version=wanted.model_version,
         reads=spec.reads,
         media_types=spec.media_types,
         order=wanted.order,

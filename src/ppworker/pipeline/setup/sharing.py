@@ -25,7 +25,7 @@ def share(deps: Deps, dataset: Dataset, email: str, role: str) -> Share:
         raise Invalid(f"is no role; there are {known}", field="role_id")
 
     def work(tx: Tx) -> Share:
-        found = accounts.find_user_by_email(tx, email.strip())
+        found = accounts.find_user_by_email(tx, email.strip()) if email.isprintable() else None
         if found is None:
             raise Invalid(
                 "nobody is found by this address; it must be the one of their account",

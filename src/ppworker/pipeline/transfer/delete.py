@@ -215,7 +215,8 @@ def _remove(tx: Tx, left: _Left) -> tuple[int, Mapping[str, int], bool]:
     if left.carriers:
         version_id, item_ids, label_ids = left.carriers
         items.lock_items(tx, item_ids)
-        return 0, {"annotations": deletions.strip(tx, version_id, item_ids, label_ids)}, True
+        stripped = deletions.strip(tx, version_id, item_ids, label_ids)
+        return len(item_ids), {"annotations": stripped}, True
     if left.labels:
         version_id, label_ids = left.labels
         is_over = deletions.remove_labels(tx, version_id, label_ids)

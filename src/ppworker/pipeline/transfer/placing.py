@@ -1,7 +1,7 @@
 """Fits the marks of an archive into the item they belong to, or tells why one does not fit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +53,8 @@ def place(mark: Mark, about: About, page_count: int | None) -> Placed | Reason:
     fitted into the item as predictions are.
     """
     label = " ".join(clean_text(mark.label)[0].split())
-    if not label or len(label) > MAX_NAME:
-        return Reason.BAD_LABEL
-    if mark.score is not None and not 0 <= mark.score <= 1:
-        return Reason.BAD_SCORE
-    if mark.page is not None and not 0 <= mark.page < (page_count or geo.MAX_PAGES):
-        return Reason.OUTSIDE
-    if mark.source not in _SOURCES or mark.review not in _REVIEWS:
-        return Reason.MALFORMED
+    if (fault := _fault(mark, label, page_count)) is not None:
+        return fault
     found = _as_it_stands(mark) if mark.is_exact else _located(mark, about)
     if isinstance(found, Reason):
         return found
@@ -82,6 +76,18 @@ def place(mark: Mark, about: About, page_count: int | None) -> Placed | Reason:
     )
 
 
+def _fault(mark: Mark, label: str, page_count: int | None) -> Reason | None:
+    """Why it cannot be stored wherever it lies."""
+    if not label or len(label) > MAX_NAME:
+        return Reason.BAD_LABEL
+    if mark.score is not None and not 0 <= mark.score <= 1:
+        return Reason.BAD_SCORE
+    if mark.page is not None and not 0 <= mark.page < (page_count or geo.MAX_PAGES):
+        return Reason.OUTSIDE
+    is_known = mark.source in _SOURCES and mark.review in _REVIEWS
+    return None if is_known else Reason.MALFORMED
+
+
 def _origin(mark: Mark) -> str | None:
     """A model's or an inference's word is nobody's here: there is no post-processor to undo it."""
     if mark.source in {"human", "import"}:
@@ -96,8 +102,6 @@ def _as_it_stands(mark: Mark) -> rule.Place | Reason:
     texts = (mark.coordinates, mark.text or "", mark.model_version)
     if any(len(text) > _MOST_TEXT for text in texts):
         return Reason.MALFORMED
-    if mark.geometry is not None and not isinstance(mark.geometry, Mapping):
-        return Reason.BAD_GEOMETRY
     return rule.Place(
         kind=mark.kind, coordinates=mark.coordinates, geometry=mark.geometry, text=mark.text
     )
@@ -172,18 +176,25 @@ def _points(
     if mark.is_relative and not (width and height):
         return Reason.BAD_GEOMETRY  # shares of what nobody knows
     across, down = (width or 1, height or 1) if mark.is_relative else (1, 1)
-    points, more = [], []
+    points: list[tuple[float, float]] = []
     for point in given:
-        if not isinstance(point, list | tuple) or len(point) < _PLANE:
+        numbers = [geo.number(each) for each in point] if isinstance(point, list | tuple) else []
+        if len(numbers) < _PLANE or numbers[0] is None or numbers[1] is None:
             return Reason.BAD_GEOMETRY
-        x, y = geo.number(point[0]), geo.number(point[1])
-        if x is None or y is None:
-            return Reason.BAD_GEOMETRY
-        points.append((x * across, y * down))
-        more.append(list(point[_PLANE:]))
+        points.append((numbers[0] * across, numbers[1] * down))
+    return _fitted(mark, given, points, width, height)
+
+
+def _fitted(
+    mark: Mark,
+    given: Sequence[Sequence[Any]],
+    points: list[tuple[float, float]],
+    width: int | None,
+    height: int | None,
+) -> rule.Place | Reason:
     if mark.kind == "keypoints":
         # What is not visible stands at zero, wherever the image lies: nothing is clamped.
-        kept = [[x, y, *rest] for (x, y), rest in zip(points, more, strict=True)]
+        kept = [[x, y, *said[2:3]] for (x, y), said in zip(points, given, strict=True)]
         coordinates = geo.box_coordinates(geo.bounds(points), width, height)
         return rule.Place(kind="keypoints", geometry={"points": kept}, coordinates=coordinates)
     read = geo.read_polygon(points)

@@ -17,7 +17,7 @@ from ppworker.pipeline.deps import Deps
 ARCHIVE = "archive"
 """The zip file that came, or that is made."""
 MANIFEST = "manifest.jsonl"
-_LOCK = "lock"
+LOCK = "lock"
 _IMPORTS_KEPT_S = 14 * 24 * 3600.0
 """Seconds after which the files of an import that did not end are given up."""
 _LOOK_S = 0.05
@@ -68,7 +68,7 @@ def alone(path: Path) -> Iterator[None]:
         BusyError: somebody else does, for long.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with (path / _LOCK).open("wb") as file:
+    with (path / LOCK).open("wb") as file:
         until = time.monotonic() + _PATIENCE_S
         while True:
             try:

@@ -25,7 +25,7 @@ from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.uploads import media
 from ppworker.pipeline.uploads.names import clean_name
 from ppworker.runners.inspector import Inspection
-from ppworker.store import blobs, idempotency, items, jobs, post_processors, stats
+from ppworker.store import blobs, idempotency, items, jobs, post_processors, splits, stats
 from ppworker.store.datasets import Split
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
@@ -218,6 +218,7 @@ def write_items(
         job for item in new for job in plan(item, split, processors, priority=priority, also=also)
     ]
     split_ids = list(dict.fromkeys([split.id, *(each.id for each in also)]))
+    splits.hold_splits(tx, split_ids)
     blobs.insert_blobs(
         tx, {i.content_sha256: i.size_bytes or 0 for i in new if i.content_sha256 is not None}
     )

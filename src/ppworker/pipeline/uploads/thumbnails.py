@@ -139,9 +139,7 @@ class Thumbnails:
             return None
 
     def _made(self, child: ChildRunner, wish: _Wish) -> Path | RunnerError:
-        given = RunnerInput(
-            key="", media_type=wish.media_type, path=self._blobs.path(wish.sha256)
-        )
+        given = RunnerInput(key="", media_type=wish.media_type, path=self._blobs.path(wish.sha256))
         try:
             (found,) = child.predict([given], _TIMEOUT_S)
             if isinstance(found, RunnerError):
