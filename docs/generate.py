@@ -22,14 +22,20 @@ from sqlalchemy.dialects import postgresql
 
 from ppworker.api import app as http
 from ppworker.api.resources import annotations as api_annotations
+from ppworker.api.resources import applications as api_applications
 from ppworker.api.resources import blobs as api_blobs
 from ppworker.api.resources import datasets as api_datasets
 from ppworker.api.resources import inferences as api_inferences
+from ppworker.api.resources import item_states as api_item_states
 from ppworker.api.resources import items as api_items
 from ppworker.api.resources import jobs as api_jobs
 from ppworker.api.resources import labels as api_labels
+from ppworker.api.resources import model_inferences as api_model_inferences
+from ppworker.api.resources import model_versions as api_model_versions
+from ppworker.api.resources import models as api_models
 from ppworker.api.resources import operations as api_operations
 from ppworker.api.resources import processor_fields
+from ppworker.api.resources import reviews as api_reviews
 from ppworker.api.resources import splits as api_splits
 from ppworker.api.resources import versions as api_versions
 from ppworker.cli import program
@@ -256,11 +262,19 @@ SHAPES: dict[str, type[BaseModel]] = {
     "Label stat": api_labels.LabelStat,
     "Item": api_items.ItemAnswer,
     "Item's job status": api_items.JobStatus,
+    "Item state": api_item_states.ItemStateAnswer,
     "Annotation": api_annotations.AnnotationAnswer,
+    "Review": api_reviews.ReviewAnswer,
     "Post-processor": processor_fields.ProcessorAnswer,
     "Job": api_jobs.JobDetailsAnswer,
     "Inference": api_inferences.InferenceAnswer,
     "Inference item": api_inferences.InferenceItemAnswer,
+    "Kept inference": api_model_inferences.ModelInferenceAnswer,
+    "Kept inference's item": api_model_inferences.ModelInferenceItem,
+    "Model": api_models.ModelAnswer,
+    "Model version": api_model_versions.ModelVersionAnswer,
+    "Model version's metric": api_model_versions.MetricAnswer,
+    "Application": api_applications.ApplicationAnswer,
     "Operation": api_operations.OperationAnswer,
     "Stored file": api_blobs.BlobAnswer,
 }

@@ -13,20 +13,33 @@ import httpx2
 
 from api_shapes import (
     ANNOTATION,
+    APPLICATION,
     BLOB,
+    CONTEXT,
     DATASET,
     INFERENCES,
     ITEM,
     JOB,
     JOB_DETAILS,
+    KEY,
     LABEL,
+    LOGIN,
+    LOGOUT,
+    MODEL,
+    MODEL_INFERENCE,
+    MODEL_VERSION,
+    NEW_KEY,
     OPERATION,
+    PROBLEM,
     PROCESSOR,
     REVIEW,
+    SHARE,
+    SHARED_WITH,
     SPLIT,
     STAT,
     STATE,
     VERSION,
+    Optional,
     Raw,
 )
 from api_things import Things, archive, filled, picture
@@ -96,13 +109,20 @@ class Case:
     first: "list[Case]" = field(default_factory=list)
     """What is asked before, so that there is anything to answer."""
     bad: list[Bad] = field(default_factory=list)
+    problem: Any = field(default_factory=lambda: PROBLEM)
+    """The shape of its errors."""
+    fresh: bool = False
+    """Whether it is to be asked about what nobody has touched."""
     bodyless: bool = False
     """Whether it takes no body, or any."""
     is_open: bool = False
     """Whether it needs no key."""
     is_account: bool = False
     """Whether it is about whoever asks, so that a stranger is answered by their own."""
-    may_be_empty: bool = False
+    everybodys: bool = False
+    """Whether what the path names is there for everybody."""
+    ends_account: bool = False
+    """Whether it ends the account of whoever asks."""
 
     @property
     def name(self) -> str:
@@ -143,6 +163,74 @@ FOLDERS = ("dataset.zip", archive(train__dog__one_txt="a dog"), "application/x-z
 ZIP = Raw("application/zip")
 REFERENCE = {"id": "{split_id}", "name": "train", "version_id": "{version_id}"}
 
+PERSON = {
+    "username": "reg{mark}", "email": "reg{mark}@example.org", "name": None, "firstname": None,
+    "password": "correct horse",
+}  # fmt: skip
+REGISTER = Case(
+    method="POST", path="/register", shape=LOGIN, is_open=True, body=PERSON,
+    problem=PROBLEM | {"registration": Optional({
+        "username": str, "email": str, "name": str, "firstname": str, "password": str})},
+    bad=[
+        Bad(body={k: v for k, v in PERSON.items() if k != "password"}, field="password"),
+        Bad(body=PERSON | {"username": 5}, field="username"),
+        Bad(body=PERSON | {"email": "no address"}, field="email"),
+    ],
+)  # fmt: skip
+ACCOUNTS = [
+    REGISTER,
+    Case(
+        method="POST",
+        path="/login",
+        shape=LOGIN,
+        is_open=True,
+        first=[REGISTER],
+        body={"username": "reg{mark}", "password": "correct horse"},
+        bad=[
+            Bad(body={"username": "reg{mark}"}, field="password"),
+            Bad(body={"username": ["a"], "password": "x"}, field="username"),
+        ],
+    ),
+    Case(method="POST", path="/logout", shape=LOGOUT, is_account=True, bodyless=True),
+    Case(method="GET", path="/me/context", shape=CONTEXT, is_account=True),
+    Case(method="GET", path="/me/apikeys", shape=[KEY], is_account=True),
+    Case(
+        method="POST",
+        path="/me/apikeys",
+        shape=NEW_KEY,
+        is_account=True,
+        body={"name": "new", "scopes": [], "organization_id": None, "expires_in_days": 3},
+        bad=[
+            Bad(body={"name": "n", "expires_in_days": 0}, field="expires_in_days"),
+            Bad(body={"name": "n", "scopes": ["all"]}, field="scopes[0]"),
+        ],
+    ),
+    Case(method="PUT", path="/me/apikeys/{key_id}", shape=KEY, bodyless=True),
+    Case(method="DELETE", path="/me/apikeys/{key_id}", shape=None, status=204),
+    Case(method="DELETE", path="/users/{user_id}", shape=None, status=204, ends_account=True),
+]
+
+SHARES = [
+    Case(
+        method="POST",
+        path=f"{D}/share",
+        shape=SHARE,
+        body={
+            "email": "{email}",
+            "entity_type": "datasets",
+            "entity_id": "{dataset_id}",
+            "without_invite": True,
+            "role_id": None,
+        },
+        bad=[
+            Bad(body={"email": 7}, field="email"),
+            Bad(body={"email": "{email}", "role_id": "king"}, field="role_id"),
+        ],
+    ),
+    Case(method="GET", path=f"{D}/shares", shape=[SHARED_WITH]),
+    Case(method="DELETE", path=f"{D}/shares/{{friend_id}}", shape=None, status=204),
+]
+
 DATASETS = [
     Case(method="GET", path="/datasets", shape=[DATASET], is_account=True),
     Case(
@@ -160,7 +248,7 @@ DATASETS = [
         body={"name": "renamed{mark}", "notes": None, "versions": [{"name": None}]},
         bad=[Bad(body={"name": "n", "multi_label": "perhaps"}, field="multi_label")],
     ),
-    Case(method="DELETE", path=D, shape=None, status=204),
+    Case(method="DELETE", path=D, shape=OPERATION, status=202),
     Case(method="POST", path=f"{D}/upload", shape=DATASET, file=PICTURE),
     Case(
         method="GET", path=f"{D}/logo", shape=Raw("image/png"),
@@ -183,7 +271,7 @@ VERSIONS = [
               "dataset_id": "{dataset_id}", "labels": None},
         bad=[Bad(body={"config": {"column_names": "a"}}, field="config")],
     ),
-    Case(method="DELETE", path=V, shape=None, status=204),
+    Case(method="DELETE", path=V, shape=OPERATION, status=202),
     Case(
         method="POST", path=f"{V}/new", shape=VERSION,
         body={"dataset_id": "{dataset_id}", "name": None},
@@ -208,7 +296,7 @@ SPLITS = [
         method="PUT", path=S, shape=SPLIT, body={"name": "renamed{mark}", "description": None},
         bad=[Bad(body={"name": False}, field="name")],
     ),
-    Case(method="DELETE", path=S, shape=None, status=204),
+    Case(method="DELETE", path=S, shape=OPERATION, status=202),
     Case(
         method="POST", path=f"{S}/add_inferences", shape=INFERENCES,
         body={"inferences": [{"id": "i2{mark}", "name": "b", "inference_items": [
@@ -233,7 +321,7 @@ LABELS = [
         body={"name": "renamed{mark}", "color": "#010203", "shortcut": None},
         bad=[Bad(body={"name": "x", "color": 5}, field="color")],
     ),
-    Case(method="DELETE", path=f"{V}/labels/{{label_id}}", shape=None, status=204),
+    Case(method="DELETE", path=f"{V}/labels/{{label_id}}", shape=OPERATION, status=202),
     Case(method="GET", path=f"{V}/labels/splits/{{split_id}}", shape=[STAT]),
     Case(method="GET", path=f"{V}/labels/stats/splits/{{split_id}}", shape=STAT),
 ]  # fmt: skip
@@ -301,7 +389,7 @@ ANNOTATIONS = [
         for action in ("accept", "reject")
     ),
     Case(
-        method="POST", path=f"{V}/annotations/review", shape=REVIEW,
+        method="POST", path=f"{V}/annotations/review", shape=REVIEW, fresh=True,
         body={"action": "reject", "filter": {"max_score": 0.95}},
         bad=[
             Bad(body={"action": "accept", "ids": ["nobody's"]}, field="ids[0]"),
@@ -314,7 +402,8 @@ JOBS = [
     Case(method="GET", path=f"{P}/jobs", shape=[JOB_DETAILS]),
     Case(method="GET", path=f"{I}/jobs", shape=[JOB_DETAILS]),
     Case(
-        method="POST", path=f"{I}/jobs/{{job_id}}/retry", shape=JOB, body={}, bodyless=True
+        method="POST", path=f"{I}/jobs/{{job_id}}/retry", shape=JOB, body={}, bodyless=True,
+        fresh=True,
     ),
 ]  # fmt: skip
 
@@ -334,9 +423,78 @@ PROCESSORS = [
     ),
     Case(method="DELETE", path=f"{P}/{{post_processor_id}}", shape=None, status=204),
     Case(
-        method="POST", path=f"{P}/{{scripted_processor_id}}/undo", shape=OPERATION,
+        method="POST", path=f"{P}/{{post_processor_id}}/undo", shape=OPERATION,
         body={"version_id": "{version_id}"},
         bad=[Bad(body={"version_id": "nobody's"}, field="version_id")],
+    ),
+]  # fmt: skip
+
+M = "/models/{model_id}"
+VERSION_OF_MODEL = f"{M}/versions/{{model_version_id}}"
+INFERENCE_BODY = {
+    "name": "a text", "inference_time": "1.5ms", "hidden": None,
+    "inference_items": [{"prediction": "dog", "confidence": 0.5, "coordinates": None}],
+}  # fmt: skip
+MODELS = [
+    Case(method="GET", path="/applications", shape=[APPLICATION], is_account=True),
+    Case(method="GET", path="/models", shape=[MODEL], is_account=True),
+    Case(
+        method="POST", path="/models", shape=MODEL, is_account=True,
+        body={"name": "new", "kind": "ner", "auto_convert": True, "public": False},
+        bad=[
+            Bad(body={"name": 5}, field="name"),
+            Bad(body={"name": "n", "public": True}, field="public"),
+        ],
+    ),
+    Case(method="GET", path=M, shape=MODEL),
+    Case(
+        method="PUT", path=M, shape=MODEL, body={"name": None, "description": "changed"},
+        bad=[Bad(body={"name": "n", "privacy_enabled": "no"}, field="privacy_enabled")],
+    ),
+    Case(method="DELETE", path=M, shape=None, status=204),
+    Case(method="GET", path=f"{M}/versions", shape=[MODEL_VERSION]),
+    Case(
+        method="POST", path=f"{M}/versions", shape=MODEL_VERSION,
+        body={"name": "second", "application_id": None, "metrics": [{"name": "f1", "value": 0.5}]},
+        bad=[Bad(body={"name": "n", "metrics": [{"value": "high"}]}, field="metrics[0].value")],
+    ),
+    Case(method="GET", path=VERSION_OF_MODEL, shape=MODEL_VERSION),
+    Case(
+        method="PUT", path=VERSION_OF_MODEL, shape=MODEL_VERSION, body={"version": "2"},
+        bad=[Bad(body={"version": 2}, field="version")],
+    ),
+    Case(method="DELETE", path=VERSION_OF_MODEL, shape=None, status=204),
+    Case(method="GET", path=f"{M}/inferences", shape=[MODEL_INFERENCE]),
+    Case(method="GET", path=f"{M}/stats", shape=int),
+    Case(
+        method="POST", path="/inferences/{model_id}/add", shape=MODEL_INFERENCE,
+        body=INFERENCE_BODY,
+        bad=[
+            Bad(body={"inference_items": [{"confidence": 2}]},
+                field="inference_items[0].confidence"),
+            Bad(body={"inference_time": 12}, field="inference_time"),
+        ],
+    ),
+    Case(
+        method="PUT", path="/inferences/{inference_id}", shape=MODEL_INFERENCE,
+        body={"error_reported": True, "name": None},
+        bad=[Bad(body={"hidden": "perhaps"}, field="hidden")],
+    ),
+    Case(
+        method="POST", path="/inferences/{inference_id}/upload", shape=MODEL_INFERENCE,
+        file=PICTURE,
+    ),
+    Case(method="GET", path="/inferences/{inference_id}/download", shape=Raw("image/png")),
+    Case(
+        method="POST", path="/inferences/{built_in_id}", shape=MODEL_INFERENCE, everybodys=True,
+        body={"input_text": "500 Oak Avenue, Portland, OR 97201"},
+        bad=[Bad(body={"input_text": 7}, field="input_text"), Bad(body={}, field="input_text")],
+    ),
+    Case(
+        method="POST", path="/inferences/{built_in_id}/versions/{built_in_version_id}",
+        shape=MODEL_INFERENCE, everybodys=True,
+        body={"input_text": "97201 Portland"},
+        bad=[Bad(body={"input_text": None}, field="input_text")],
     ),
 ]  # fmt: skip
 
@@ -347,5 +505,6 @@ OTHERS = [
 ]
 
 CASES: list[Case] = [
-    *DATASETS, *VERSIONS, *SPLITS, *LABELS, *ITEMS, *ANNOTATIONS, *JOBS, *PROCESSORS, *OTHERS,
+    *ACCOUNTS, *SHARES, *DATASETS, *VERSIONS, *SPLITS, *LABELS, *ITEMS, *ANNOTATIONS, *JOBS,
+    *PROCESSORS, *MODELS, *OTHERS,
 ]  # fmt: skip

@@ -71,23 +71,19 @@ LATER = BASE | {"created_at": Optional(Stamp), "updated_at": Optional(Stamp)}
 PROBLEM = {"message": str, "severity": str, "field": str}
 
 # 1.1 Accounts
-USER = {
-    "id": str, "created_at": Stamp, "updated_at": Stamp, "username": str, "email": str,
-    "name": str, "firstname": str, "apikey": str,
-}  # fmt: skip
 LOGIN = {
     "id": str, "username": str, "name": str, "email": str, "firstname": str, "apikey": str,
 }  # fmt: skip
-CONTEXT = {"user_id": str, "organizations": [dict], "roles": [dict], "permissions": [str]}
-NEW_KEY = {
-    "id": str, "name": str, "key_prefix": str, "key": str, "scopes": [str],
-    "expires_at": Optional(Stamp),
-}  # fmt: skip
+CONTEXT = {
+    "user_id": str, "organizations": [dict], "roles": [dict], "permissions": [str],
+} | {"username": str, "scopes": [str]}  # fmt: skip
 KEY = {
     "id": str, "user_id": str, "organization_id": Optional(str), "name": str, "key_prefix": str,
     "scopes": [str], "last_used_at": Optional(Stamp), "expires_at": Optional(Stamp),
     "disabled": bool,
-}  # fmt: skip
+} | {"created_at": Stamp, "updated_at": Stamp}  # fmt: skip
+NEW_KEY = KEY | {"key": str}
+LOGOUT = {"ended": bool}
 
 # 1.4, 1.5
 SPLIT = BASE | {"user_id": str, "version_id": str}
@@ -108,10 +104,13 @@ DATASET = BASE | {
     "user_id": str, "notes": str, "has_logo": bool, "logo": str, "public": bool,
     "shared_with_me": bool, "versions": [VERSION], "multi_label": bool, "default_splits": bool,
     "content_type": str,
-}  # fmt: skip
-SHARE = {
-    "id": str, "created_at": Optional(Stamp), "updated_at": Optional(Stamp), "email": str,
-    "entity_type": str, "entity_id": str, "without_invite": bool, "role_id": Optional(str),
+} | {"share_role": str}  # fmt: skip
+SHARE = BASE | {
+    "email": str, "entity_type": str, "entity_id": str, "without_invite": bool, "role_id": str,
+} | {"user_id": str}  # fmt: skip
+SHARED_WITH = {
+    "user_id": str, "username": str, "email": str, "role": str, "created_at": Stamp,
+    "updated_at": Stamp,
 }  # fmt: skip
 
 # 1.7
@@ -179,26 +178,36 @@ APPLICATION = LATER | {
     "continual_training": bool, "has_embedding_support": bool, "has_labels_file": bool,
     "inference_extensions": str,
 }  # fmt: skip
-MODEL = BASE | {
+MODEL = LATER | {
     "user_id": str, "notes": str, "has_logo": bool, "logo": str, "public": bool,
     "shared_with_me": bool, "active_version_id": str, "can_inference": bool, "kind": str,
     "config": str, "application_id": str, "has_ml_model": bool, "has_onnx_model": bool,
     "has_onnx_int8_model": bool, "has_tflite_model": bool, "has_labels_file": bool,
     "auto_convert": bool, "privacy_enabled": bool,
 }  # fmt: skip
+METRIC = {"name": str, "description": str, "model_version_id": str, "value": float}
 MODEL_VERSION = BASE | {
     "model_id": str, "user_id": str, "can_inference": bool, "has_logo": bool, "config": str,
-    "application_id": str, "version": str, "version_number": Optional(int), "has_ml_model": bool,
+    "application_id": str, "version": str, "version_number": int, "has_ml_model": bool,
     "has_onnx_model": bool, "has_onnx_int8_model": bool, "has_tflite_model": bool,
     "has_labels_file": bool, "dataset_id": str, "dataset_version_id": str, "job_id": str,
-    "metrics": [dict],
+    "metrics": [METRIC],
+}  # fmt: skip
+
+MODEL_INFERENCE = INFERENCE | {
+    "created_at": Stamp, "updated_at": Stamp,
+    "inference_items": [INFERENCE_ITEM | {"confidence": Optional(float)}],
 }  # fmt: skip
 
 # Ours
 OPERATION = {
     "id": str, "kind": str, "status": str, "done": int, "total": Optional(int), "counts": dict,
-    "dataset_id": Optional(str), "reason": str, "error": Optional(str), "created_at": Stamp,
+    "result": dict, "dataset_id": Optional(str), "reason": str, "error": Optional(str), "created_at": Stamp,
     "started_at": Optional(Stamp), "completed_at": Optional(Stamp),
+}  # fmt: skip
+REVIEW = {
+    "action": str, "changed": int, "already": int, "conflicts": int, "missing": int,
+    "operation": Optional(OPERATION),
 }  # fmt: skip
 REVIEW = {
     "action": str, "changed": int, "already": int, "conflicts": int, "missing": int,

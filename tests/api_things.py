@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import httpx2
 from PIL import Image
 
-from api_server import Api, served_api
+from api_server import Api, new_user, served_api
 from factories import World, classes
 from ppworker.errors import RunnerTimeout
 from ppworker.pipeline.deps import Deps
@@ -129,22 +129,46 @@ def make_things(api: Api, user_id: UUID, me: httpx2.Client) -> Things:
         "scripted_processor_id": good.id,
         "operation_id": made(me.get("/operations"))[0]["id"],
         "mark": mark,
+        **_models(me, mark),
+        "friend_id": _friend(api, mark),
+        "key_id": made(me.post("/me/apikeys", json={"name": f"spare{mark}"}))["id"],
     }
-    things = Things(api, me, world, {name: str(id_) for name, id_ in ids.items()}, [mark])
-    for add in MORE:
-        things.ids |= add(things)
-    return things
+    ids["email"] = f"{mark}@example.org"
+    made(me.post(f"/datasets/{world.dataset.id}/share", json={"email": ids["email"]}))
+    return Things(api, me, world, {name: str(id_) for name, id_ in ids.items()}, [mark])
 
 
-MORE: list[Callable[[Things], dict[str, str]]] = []
-"""What further rooms of the API add to it."""
+def _models(me: httpx2.Client, mark: str) -> dict[str, str]:
+    """A model with a version and an inference that has a file; and one that is built in."""
+    built_in = next(each for each in made(me.get("/models")) if each["name"] == "usaddress")
+    model = made(me.post("/models", json={"name": f"model{mark}", "kind": "ner"}))
+    version = made(me.post(f"/models/{model['id']}/versions", json={"name": f"first{mark}"}))
+    inference = made(me.post(f"/inferences/{model['id']}/add", json={"name": f"page{mark}"}))
+    file = {"file": ("page.png", picture(mark), "image/png")}
+    made(me.post(f"/inferences/{inference['id']}/upload", files=file))
+    return {
+        "model_id": model["id"],
+        "model_version_id": version["id"],
+        "inference_id": inference["id"],
+        "built_in_id": built_in["id"],
+        "built_in_version_id": built_in["active_version_id"],
+    }
+
+
+def _friend(api: Api, mark: str) -> UUID:
+    """Somebody with whom the dataset is shared."""
+    friend = new_user(api.deps, f"friend-{mark}")
+    api.world.sql(
+        "UPDATE users SET email = :email WHERE id = :id", email=f"{mark}@example.org", id=friend
+    )
+    return friend
 
 
 def digest(api: Api) -> dict[str, str]:
     """For each table a hash of all that stands in it."""
     parts = " UNION ALL ".join(
         f"SELECT '{name}', md5(coalesce(string_agg(r, chr(10) ORDER BY r), '')) "
-        f"FROM (SELECT {row_of(name)} AS r FROM \"{name}\" t) q"
+        f'FROM (SELECT {row_of(name)} AS r FROM "{name}" t) q'
         for name in watched()
     )
     return {name: value for name, value in api.world.sql(parts)}

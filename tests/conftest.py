@@ -110,9 +110,8 @@ def module_deps(
     with fresh_database(server_url, template) as url:
         database = Database(url, connections=12)
         folder = tmp_path_factory.mktemp("module") / "data"
-        yield wiring.build_deps(
-            settings.load(database_url=url, data_dir=folder), database, emit=lambda _: None
-        )
+        given = settings.load(database_url=url, data_dir=folder, registration="open")
+        yield wiring.build_deps(given, database, emit=lambda _: None)
         database.close()
 
 

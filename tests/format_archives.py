@@ -1,17 +1,19 @@
 """Archives for tests of formats: made of members, or by a format of records, and read again."""
 
 import io
+import json
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ppworker.domain.coordinates import About as ItemAbout
 from ppworker.domain.coordinates import family
-from ppworker.domain.drop import Reason
-from ppworker.formats.archive import Archive, Limits, open_archive
+from ppworker.errors import Invalid
+from ppworker.formats.archive import Archive, open_archive
+from ppworker.formats.archive_checks import Limits
 from ppworker.formats.archive_writer import ArchiveWriter
 from ppworker.formats.base import About, Format, Header, LabelNote, Record, Report, SplitNote
 from ppworker.pipeline.transfer.placing import Placed, place
@@ -35,12 +37,11 @@ def about(
 
 def picture(number: int = 1, **values: Any) -> Record:
     """An exported item that is a picture of 100 by 50 pixels."""
-    return Record(
-        **{
-            "id": f"id-{number}", "name": f"{number}.jpg", "extension": "jpg", "splits": ("train",),
-            "media_type": "image/jpeg", "content_sha256": f"{number:064x}", "width": 100, "height": 50,
-        } | values
-    )  # fmt: skip
+    said: dict[str, Any] = {
+        "id": f"id-{number}", "name": f"{number}.jpg", "extension": "jpg", "splits": ("train",),
+        "media_type": "image/jpeg", "content_sha256": f"{number:064x}", "width": 100, "height": 50,
+    }  # fmt: skip
+    return Record(**said | values)
 
 
 def text_item(text: str, number: int = 1, **values: Any) -> Record:
@@ -86,24 +87,27 @@ def written(
     format_: Format, records: Sequence[Record], given: About | None = None, *, breaks: bool = False
 ) -> tuple[dict[str, bytes], Report]:
     """Members of the archive that a format writes; ``breaks`` makes a new writer for each record."""
-    given, report, state = given or about(), Report(), {}
-    out = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder:
+    given, report = given or about(), Report()
+    state: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "out").open("w+b") as out:
         archive = ArchiveWriter(out, Path(folder))
-        writer = format_.writer(archive, given, _open_file, report, state)
-        for record in records:
-            if breaks:
-                said = archive.checkpoint()
-                archive.discard()
-                archive = ArchiveWriter(out, Path(folder))
-                archive.restore(said)
-                writer = format_.writer(archive, given, _open_file, report, state)
-            writer.add(record)
-        writer.finish()
-        archive.close()
-    with zipfile.ZipFile(out) as file:
-        assert file.testzip() is None
-        return {name: file.read(name) for name in file.namelist()}, report
+        try:
+            writer = format_.writer(archive, given, _open_file, report, state)
+            for record in records:
+                if breaks:
+                    said = archive.checkpoint()
+                    archive.discard()
+                    archive = ArchiveWriter(out, Path(folder))
+                    archive.restore(said)
+                    writer = format_.writer(archive, given, _open_file, report, state)
+                writer.add(record)
+            writer.finish()
+            archive.close()
+        finally:
+            archive.discard()
+        with zipfile.ZipFile(out) as file:
+            assert file.testzip() is None
+            return {name: file.read(name) for name in file.namelist()}, report
 
 
 def round_trip(
@@ -115,10 +119,22 @@ def round_trip(
     return header, found, lost, skipped
 
 
-def placed(record: Record, like: Record) -> list[Placed | Reason]:
+def placed(record: Record, like: Record) -> list[Any]:
     """What an import makes of a record's annotations on an item like another one."""
     item = ItemAbout(
         family=family(like.media_type, like.extension), text=record.text or like.text,
         width=like.width, height=like.height, duration_s=like.duration_s,
     )  # fmt: skip
-    return [place(mark, item, like.page_count) for mark in record.marks]
+    found = [place(mark, item, like.page_count) for mark in record.marks]
+    for one in found:
+        if isinstance(one, Placed) and one.geometry is not None:
+            one.geometry = json.loads(one.geometry)
+    return found
+
+
+def survive(format_: Format, members: Mapping[str, bytes | str]) -> None:
+    """Read a damaged archive: it may be refused, but nothing else may happen."""
+    with suppress(Invalid):
+        for record in read(format_, members)[1]:
+            placed(record, picture())
+            placed(record, text_item("some words"))

@@ -1,7 +1,6 @@
 """The published schema against the running API: a fuzzer of APIs asks it whatever the schema allows,
 and whatever it forbids, and compares every answer with what the schema says of it."""
 
-import json
 import os
 import random
 import re
@@ -9,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -89,6 +87,5 @@ def configuration(things: list[Things], each: int) -> str:
 def bound(prefix: str) -> list[str]:
     """Parts of paths that are ids of what there is, most of the time."""
     return [
-        f'"path.{name}" = {{ dictionary = "{prefix}_{name}", probability = 0.9 }}'
-        for name in PARTS
+        f'"path.{name}" = {{ dictionary = "{prefix}_{name}", probability = 0.9 }}' for name in PARTS
     ]

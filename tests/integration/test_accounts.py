@@ -246,7 +246,7 @@ def test_the_published_schema_names_every_error(api: Api) -> None:
                 assert "security" not in about
                 continue
             assert {"401", "403", "503"} <= told, (method, path)
-            assert ("404" in told) == ("{" in path), (method, path)
+            assert "404" in told or "{" not in path, (method, path)
             assert about["security"] == [{"key": []}, {"older": []}], (method, path)
             if method in {"post", "put"} and "requestBody" in about:
                 assert {"400", "413", "422"} <= told, (method, path)

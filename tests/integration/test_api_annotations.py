@@ -112,6 +112,14 @@ def test_an_annotation_is_made_read_changed_and_deleted(api: Api) -> None:
     assert annotations(api, item) == [made]
     listed = api.me.get(f"{api.version}/annotations", params={"item_id": str(item)})
     assert (listed.json(), listed.headers["X-Has-More"]) == ([made], "false")
+    second = annotate(api, item, "mat", coordinates="11 14")
+    asked: dict[str, Any] = {"item_id": str(item), "pageSize": 1}
+    page = api.me.get(f"{api.version}/annotations", params=asked)
+    assert page.json() == [made]
+    for further in ({"pageCount": 1}, {"cursor": page.headers["X-Next-Cursor"]}):
+        rest = api.me.get(f"{api.version}/annotations", params={**asked, **further})
+        assert (rest.json(), rest.headers["X-Has-More"]) == ([second], "false")
+    assert api.me.delete(f"{api.version}/annotations/{second['id']}").status_code == 200
     world.check()
     changed = api.me.put(path, content=json.dumps(made | {"coordinates": "11 14"})).json()
     assert (changed["text"], changed["review"], changed["id"]) == ("mat", "accepted", made["id"])
@@ -167,7 +175,7 @@ def test_text_and_page_are_a_persons_to_write_and_a_span_quotes_the_item(api: Ap
     assert annotate(api, text, coordinates="0 4", text="nonsense")["text"] == "hell"
 
 
-REFUSED = [
+REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"label_id": str(uuid4())}, "label_id"),
     ({"label_id": "x"}, "label_id"),
     ({"label_id": None}, "label_id"),
@@ -331,7 +339,7 @@ def test_fifty_at_once_leave_one_label_where_one_is_allowed(single: Api) -> None
 
 def test_an_item_is_made_with_its_annotations_or_not_at_all(api: Api) -> None:
     world = api.world
-    new = {
+    new: dict[str, Any] = {
         "text": "a cat and a dog",
         "splits": [{"id": str(s.id)} for s in (world.train, world.valid)],
         "annotations": [
@@ -397,12 +405,10 @@ def test_a_suggestion_is_accepted_or_rejected_and_twice_is_once(api: Api) -> Non
     world = api.world
     item, ids = suggest(world, 0.9, 0.1)
     good, bad = (f"{api.version}/annotations/{ids[name]}" for name in ("at 0.9", "at 0.1"))
-    for _ in range(2):
-        accepted = api.me.post(f"{good}/accept")
-        assert (accepted.status_code, accepted.json()["review"]) == (200, "accepted")
-        rejected = api.me.post(f"{bad}/reject")
-        assert (rejected.status_code, rejected.json()["review"]) == (200, "rejected")
-    assert accepted.json()["source"] == "model"
+    for path, action, review in ((good, "accept", "accepted"), (bad, "reject", "rejected")) * 2:
+        answer = api.me.post(f"{path}/{action}")
+        assert (answer.status_code, answer.json()["review"]) == (200, review)
+        assert answer.json()["source"] == "model"
     for path, action in ((good, "reject"), (bad, "accept")):
         refused = api.me.post(f"{path}/{action}")
         assert (refused.status_code, refused.json()["field"]) == (409, "annotation")

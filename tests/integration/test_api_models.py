@@ -193,7 +193,8 @@ def test_what_cannot_work_is_refused_and_named(api: Api, subtests: Any) -> None:
 
 
 def test_what_others_keep_in_a_config_stays_byte_for_byte(api: Api) -> None:
-    for config in ("", "column_names: a,b", '{"b":1,  "a":[2]}', "[1, 2]", "{"):
+    deep = '{"a":' * 700 + "1" + "}" * 700
+    for config in ("", "column_names: a,b", '{"b":1,  "a":[2]}', "[1, 2]", "{", deep):
         assert made(api, config=config)["config"] == config
 
 
@@ -210,6 +211,9 @@ def test_a_secret_in_a_config_is_shown_to_nobody_and_survives(api: Api) -> None:
         f"/models/{model['id']}", json={"config": json.dumps({"other_token": REDACTED})}
     )
     assert (forged.status_code, forged.json()["field"]) == (422, "config.other_token")
+    deep = '{"a":' * 700 + f'"{REDACTED}"' + "}" * 700
+    refused = api.me.put(f"/models/{model['id']}", json={"config": deep})
+    assert (refused.status_code, refused.json()["field"]) == (422, "config")
 
 
 def test_somebody_elses_model_is_not_there(api: Api) -> None:
@@ -311,6 +315,13 @@ def test_a_later_change_of_the_model_leaves_its_post_processors(api: Api) -> Non
 def test_a_model_that_cannot_serve_is_refused(api: Api, body: dict[str, Any], field: str) -> None:
     response = processor(api, **body)
     assert (response.status_code, response.json()["field"]) == (422, field), response.text
+
+
+def test_options_that_nest_without_end_are_refused(api: Api) -> None:
+    path = f"{api.dataset}/post-processors/{processor(api).json()['id']}"
+    deep = '{"max_chars":' + '{"a":' * 700 + "1" + "}" * 701
+    refused = api.me.put(path, json={"external_config": deep})
+    assert (refused.status_code, refused.json()["field"]) == (422, "config")
 
 
 def test_a_model_that_only_collects_serves_nobody(api: Api) -> None:

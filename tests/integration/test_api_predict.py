@@ -122,6 +122,9 @@ def test_a_file_is_answered_kept_and_given_back(served: Api) -> None:
     assert (file.status_code, file.content) == (200, content)
     assert file.headers["content-disposition"].startswith("attachment")
     assert file.headers["x-content-type-options"] == "nosniff"
+    served.me.put(f"/inferences/{said['id']}", json={"name": "é" * 100_000})
+    named = served.me.get(f"/inferences/{said['id']}/download").headers["content-disposition"]
+    assert len(named) < 2_000
     version = served.me.post(f"/models/{own}/versions", json={}).json()["id"]
     path = f"/inferences/{own}/versions/{version}"
     by_version = good(ask_file(served, own, content, path=path))

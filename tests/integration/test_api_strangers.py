@@ -110,7 +110,7 @@ def ask(
     path = own | {part: others[part] for part, side in parts.items() if side}
     if case.method == "DELETE" and case.parts and all(path[p] == own[p] for p in case.parts):
         path |= {case.parts[-1]: others[case.parts[-1]]}
-    if "user_id" in case.parts:
+    if case.ends_account:
         path |= {"user_id": others["user_id"]}  # nobody ends the account that asks
     body = (others if body_side else own) | {"mark": own["mark"]}
     asked: dict[str, Any] = {"params": filled(case.query, own)}

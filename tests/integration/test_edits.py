@@ -87,7 +87,7 @@ def test_a_text_is_written_taken_away_and_given_to_an_item_without_one(api: Api)
     assert kept != [(None,)]
 
 
-WRONG = [
+WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"text": 7}, 422, "text"),
     ({"description": "x" * 10_001}, 422, "description"),
     ({"extension": "a/b"}, 422, "extension"),

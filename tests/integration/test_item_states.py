@@ -14,6 +14,7 @@ from factories import World
 from ppworker.errors import Stale
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.edits import states
+from ppworker.store import items
 
 
 @pytest.fixture
@@ -76,8 +77,9 @@ def test_a_state_is_written_read_and_listed(api: Api) -> None:
     assert ([s["item_id"] for s in page.json()], page.headers["X-Has-More"]) == (
         [str(first)], "true",
     )  # fmt: skip
-    rest = api.me.get(f"{api.version}/states", params={"pageSize": 1, "pageCount": 1})
-    assert [s["item_id"] for s in rest.json()] == [str(second)]
+    for further in ({"pageCount": 1}, {"cursor": page.headers["X-Next-Cursor"]}):
+        rest = api.me.get(f"{api.version}/states", params={"pageSize": 1, **further})
+        assert [s["item_id"] for s in rest.json()] == [str(second)]
     item = api.me.get(f"{api.version}/items/{first}").json()
     assert item["version"] == 0, "a state is beside its item"
     world.sql("UPDATE dataset_items SET deleted_at = now() WHERE id = :id", id=first)
@@ -117,6 +119,15 @@ def test_a_stranger_sees_no_state(api: Api) -> None:
     assert api.me.get(f"{api.version}/items/{uuid4()}/state").status_code == 404
 
 
+def waiting(world: World) -> int:
+    """How many sessions wait for a lock."""
+    ((found,),) = world.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock'"
+    )
+    return int(found)
+
+
 def test_of_fifty_who_read_the_same_version_exactly_one_is_followed(world: World) -> None:
     (item,) = world.add("x")
     barrier = threading.Barrier(50)
@@ -131,8 +142,14 @@ def test_of_fifty_who_read_the_same_version_exactly_one_is_followed(world: World
             ends.append(f"stale at {error.current_version}")
 
     threads = [threading.Thread(target=write) for _ in range(50)]
-    for thread in threads:
-        thread.start()
+    with world.deps.db.begin() as tx:
+        items.lock_items(tx, [item])
+        for thread in threads:
+            thread.start()
+        # All of them meet at the item before any has read what there is.
+        while not ends and waiting(world) < 5:
+            threading.Event().wait(0.01)
+        assert ends == []
     for thread in threads:
         thread.join()
     assert Counter(ends) == {"written": 1, "stale at 1": 49}

@@ -1,8 +1,13 @@
 """What people did against what models do: by every order of edits, re-runs and undos."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -108,7 +113,7 @@ def live(world: World, item: UUID) -> list[Any]:
 
 
 def named(world: World, item: UUID, name: str) -> UUID:
-    return next(row.id for row in live(world, item) if row.label == name)
+    return UUID(str(next(row.id for row in live(world, item) if row.label == name)))
 
 
 def label(world: World, name: str) -> UUID:
@@ -256,6 +261,42 @@ def test_an_undo_names_a_version_and_a_processor_of_the_dataset(api: Api, worlds
         200, "undo", "completed",
     )  # fmt: skip
     assert done.json()["counts"] == {"annotations_removed": 1, "items_changed": 1}
+    world.check()
+
+
+def test_the_command_undoes_and_names_what_is_wrong(
+    deps: Deps, database_url: str, tmp_path: Path
+) -> None:
+    world = World(deps, username="local")
+    tagger = world.processor("tagger")
+    (item,) = world.add("x")
+    name = f"{world.dataset.name}/tagger"
+
+    def command(*more: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "ppworker", "processors", "undo", name, *more, "--json"],
+            env={
+                "PATH": os.environ["PATH"],
+                "PPWORKER_DATABASE_URL": database_url,
+                "PPWORKER_DATA_DIR": str(tmp_path / "data"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, said = command()
+    assert code == 2
+    assert "1 jobs of 'tagger' are pending or processing" in said
+    world.run(tagger)
+    code, _, said = command("--version", "v7")
+    assert code == 2
+    assert "no version 'v7'" in said
+    code, told, _ = command("--version", "v1")
+    assert (code, json.loads(told)["counts"]["annotations_removed"]) == (0, 1)
+    assert live(world, item) == []
     world.check()
 
 

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from format_archives import about, opened, picture, placed, read, round_trip, text_item, written
+from format_archives import (
+    about,
+    opened,
+    picture,
+    placed,
+    read,
+    round_trip,
+    survive,
+    text_item,
+    written,
+)
 from ppworker.errors import Invalid
 from ppworker.formats.base import Mark
 from ppworker.formats.yolo import LOSSES, Yolo
@@ -54,7 +64,7 @@ def test_lists_of_darknet_are_read(names):
     assert [label.name for label in header.labels] == ["cat", "dog"]
     assert [(r.name, r.splits) for r in records] == [("1.png", ("train",)), ("2.png", ("train",))]
     found = placed(records[0], picture(width=100, height=100))
-    assert [(p.label, json.loads(p.geometry)["box"], p.score) for p in found] == [
+    assert [(p.label, p.geometry["box"], p.score) for p in found] == [
         ("dog", [40, 45, 60, 55], None), ("cat", [0, 0, 100, 100], 0.25),
     ]  # fmt: skip
     assert report.skipped == {"missing_file": 1}
@@ -83,7 +93,7 @@ def test_the_layout_of_data_yaml_is_read(yaml):
     ]  # fmt: skip
     assert [mark.kind for record in records for mark in record.marks] == ["bbox", "polygon"]
     polygon = placed(records[1], picture())[0]
-    assert json.loads(polygon.geometry) == {"points": [[0, 0], [50, 0], [50, 25]]}
+    assert polygon.geometry == {"points": [[0, 0], [50, 0], [50, 25]]}
     assert not report.skipped
 
 
@@ -156,7 +166,7 @@ def test_every_loss_is_counted():
         ),
     )  # fmt: skip
     members, report = written(YOLO, [odd, text_item("t", 4)], given)
-    assert members["a_b.txt"].count(b"\n") == 2
+    assert members["a_b-2.txt"].count(b"\n") == 2
     assert report.losses == {
         "no_pictures": 1, "descriptions": 1, "metadata": 1, "states": 1, "item_texts": 1,
         "file_names": 1, "scores": 1, "reviews": 1, "origins": 1, "mark_texts": 1, "polygons": 1,
@@ -219,7 +229,7 @@ def pictures(draw):
                 height=height,
                 splits=draw(st.sampled_from([("train",), ("train", "valid"), ("valid",)])),
                 marks=tuple(marks),
-            )  # fmt: skip
+            )
         )
     return records
 
@@ -238,9 +248,7 @@ def test_boxes_come_back_to_a_thousandth_of_a_pixel(records):
     for record, again in zip(records, found, strict=True):
         for mark, place in zip(record.marks, placed(again, record), strict=True):
             assert place.label == mark.label
-            assert json.loads(place.geometry)["box"] == pytest.approx(
-                mark.geometry["box"], abs=1e-3
-            )
+            assert place.geometry["box"] == pytest.approx(mark.geometry["box"], abs=1e-3)
 
 
 @given(
@@ -251,7 +259,7 @@ def test_boxes_come_back_to_a_thousandth_of_a_pixel(records):
 def test_a_box_of_whole_pixels_comes_back_to_a_billionth(sides):
     record = picture(width=100, height=100, marks=(box(*sides),))
     _, found, _, _ = round_trip(YOLO, [record])
-    again = json.loads(placed(found[0], record)[0].geometry)["box"]
+    again = placed(found[0], record)[0].geometry["box"]
     assert again == pytest.approx(sides, abs=1e-9)
 
 
@@ -278,13 +286,7 @@ def test_damaged_files_are_refused_and_never_crash(lines, names, yaml, rest):
         "notes.txt": rest,
     }  # fmt: skip
     for more in ({"a.names": "cat\ndog"}, {"a.names": names}, {}):
-        try:
-            _, records, _ = read(YOLO, members | more)
-        except Invalid as refused:
-            assert refused.field == "file"
-            continue
-        for record in records:
-            placed(record, picture())
+        survive(YOLO, members | more)
 
 
 def test_it_is_recognised_by_names_beside_pictures():

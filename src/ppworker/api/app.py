@@ -23,8 +23,11 @@ from ppworker.api.resources import (
     annotations,
     api_keys,
     applications,
+    archives,
     blobs,
+    bulk,
     datasets,
+    downloads,
     inferences,
     item_states,
     items,
@@ -44,6 +47,7 @@ from ppworker.api.resources import (
 from ppworker.api.resources.inferences import Waiting
 from ppworker.api.turns import Turns
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.uploads.thumbnails import Thumbnails
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +67,10 @@ ROUTERS = (
     labels.router,
     items.router,
     items.uploads,
+    downloads.router,
+    bulk.router,
+    archives.router,
+    archives.uploads,
     item_states.router,
     annotations.router,
     reviews.router,
@@ -128,6 +136,7 @@ def create_app(
         others: routers beside the contract, such as health and metrics.
     """
     turns = Turns(deps)
+    pictures = Thumbnails(deps.blobs, deps.settings.data_dir)
     app = Published(
         title="ppworker",
         version=__version__,
@@ -138,13 +147,14 @@ def create_app(
         redirect_slashes=False,
         # Clients of the contract send JSON without saying so.
         strict_content_type=False,
-        lifespan=_alive(threads, turns),
+        lifespan=_alive(threads, turns, pictures),
     )
     app.state.deps = deps
     app.state.is_open = is_open
     app.state.uses = Uses()
     app.state.hashing = accounts.in_turn()
     app.state.turns = turns
+    app.state.thumbnails = pictures
     app.state.waiting = Waiting(threads // 2, stopping or Event())
     known = Methods([*((PREFIX, router) for router in ROUTERS), *(("", each) for each in others)])
     errors.install(app, known.of)
@@ -157,8 +167,10 @@ def create_app(
     return app
 
 
-def _alive(threads: int, turns: Turns) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """So many threads while it serves, and no model behind its end."""
+def _alive(
+    threads: int, turns: Turns, pictures: Thumbnails
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """So many threads while it serves, and no process of ours behind its end."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -166,6 +178,7 @@ def _alive(threads: int, turns: Turns) -> Callable[[FastAPI], AbstractAsyncConte
         try:
             yield
         finally:
+            await anyio.to_thread.run_sync(pictures.close)
             await anyio.to_thread.run_sync(turns.close)
 
     return lifespan

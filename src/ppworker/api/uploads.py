@@ -64,21 +64,21 @@ async def receive(request: Request, deps: Room, _: Caller) -> AsyncIterator[Rece
 
 async def take(request: Request, deps: Deps, *, limit: int) -> AsyncIterator[Received]:
     """The same, for files that have a limit of their own."""
-    boundary = _boundary(request.headers.get("content-type", ""))
+    boundary = boundary_of(request.headers.get("content-type", ""))
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit + _MAX_OTHER:
         raise blobs.too_large(limit)
     with deps.blobs.incoming() as (path, out):
-        form = _Form(out, limit=limit)
-        parser = _parser(boundary, form)
+        form = Form(out, limit=limit)
+        parser = parser_of(boundary, form)
         waiting = bytearray()
         async for chunk in request.stream():
             waiting += chunk
             if len(waiting) >= _WRITE_BYTES:
                 # In a thread: the disk must not keep other requests waiting.
-                await run_in_threadpool(_feed, parser, bytes(waiting))
+                await run_in_threadpool(feed, parser, bytes(waiting))
                 waiting.clear()
-        await run_in_threadpool(_feed, parser, bytes(waiting))
+        await run_in_threadpool(feed, parser, bytes(waiting))
         form.check_end()
         await run_in_threadpool(partial(blobs.sync, out))
         yield Received(path=path, name=form.file_name)
@@ -87,7 +87,12 @@ async def take(request: Request, deps: Deps, *, limit: int) -> AsyncIterator[Rec
 OneFile = Annotated[Received, Depends(receive)]
 
 
-def _boundary(content_type: str) -> bytes:
+def boundary_of(content_type: str) -> bytes:
+    """What parts the body of a multipart form.
+
+    Raises:
+        Malformed: it is none.
+    """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
@@ -97,13 +102,19 @@ def _boundary(content_type: str) -> bytes:
     return boundary
 
 
-def _parser(boundary: bytes, form: "_Form") -> MultipartParser:
+def parser_of(boundary: bytes, form: "Form") -> MultipartParser:
+    """A parser that tells a form what it finds.
+
+    Raises:
+        Malformed: the boundary cannot be one.
+    """
     try:
         return MultipartParser(
             boundary,
             {
                 "on_part_begin": form.begin,
                 "on_part_data": form.data,
+                "on_part_end": form.end_part,
                 "on_header_field": form.header_name,
                 "on_header_value": form.header_value,
                 "on_header_end": form.header_end,
@@ -115,7 +126,12 @@ def _parser(boundary: bytes, form: "_Form") -> MultipartParser:
         raise Malformed("the boundary of the body is too long", field=PART) from None
 
 
-def _feed(parser: MultipartParser, chunk: bytes) -> None:
+def feed(parser: MultipartParser, chunk: bytes) -> None:
+    """Give the parser a piece of the body.
+
+    Raises:
+        Malformed: it is no multipart form.
+    """
     try:
         parser.write(chunk)
     except FormParserError as error:
@@ -123,11 +139,13 @@ def _feed(parser: MultipartParser, chunk: bytes) -> None:
 
 
 @dataclass(slots=True)
-class _Form:
+class Form:
     """What the parser finds, piece by piece."""
 
     out: BinaryIO
     limit: int
+    most_files: int = 1
+    part_name: str = ""
     file_name: str = ""
     size: int = 0
     _other: int = 0
@@ -139,34 +157,44 @@ class _Form:
     _headers: dict[bytes, bytes] = field(default_factory=dict)
 
     def begin(self) -> None:
+        """A part begins."""
         self._headers = {}
         self._is_file = False
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
+        """A piece of a header's name."""
         self._name += data[start:end]
         self._check_headers()
 
     def header_value(self, data: bytes, start: int, end: int) -> None:
+        """A piece of a header's value."""
         self._value += data[start:end]
         self._check_headers()
 
     def header_end(self) -> None:
+        """A header is whole."""
         self._headers[bytes(self._name).lower()] = bytes(self._value)
         self._name.clear()
         self._value.clear()
 
     def headers_finished(self) -> None:
+        """All headers of the part are known."""
         kind, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        self._is_file = kind == b"form-data" and name == PART
+        self.part_name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._is_file = kind == b"form-data" and self.part_name == PART
         if not self._is_file:
             return
         self._files += 1
-        if self._files > 1:
-            raise Invalid("the body holds several files; send one at a time", field=PART)
+        if self._files > self.most_files:
+            raise self.too_many()
         self.file_name = options.get(b"filename", b"").decode("utf-8", "replace")
 
+    def too_many(self) -> Invalid:
+        """The error of a body with more files than it may have."""
+        return Invalid("the body holds several files; send one at a time", field=PART)
+
     def data(self, data: bytes, start: int, end: int) -> None:
+        """A piece of the part's content."""
         if not self._is_file:
             self._other += end - start
             if self._other > _MAX_OTHER:
@@ -177,10 +205,20 @@ class _Form:
             raise blobs.too_large(self.limit)
         self.out.write(data[start:end])
 
+    def end_part(self) -> None:
+        """The one file is whole when the body is."""
+
     def end(self) -> None:
+        """The body is whole."""
         self._is_over = True
 
     def check_end(self) -> None:
+        """Make sure that there was a file, and all of it.
+
+        Raises:
+            Malformed: the body broke off.
+            Invalid: it holds no file.
+        """
         if not self._is_over:
             raise Malformed("the body ends before its last boundary", field=PART)
         if not self._files:

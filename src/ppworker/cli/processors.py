@@ -11,6 +11,7 @@ from ppworker.cli import paths, references, render
 from ppworker.cli.catalogue import DatasetRef, Name
 from ppworker.cli.processor_change import change, mapping_of
 from ppworker.cli.session import Call, Session, command, group, session
+from ppworker.cli.undo import undo
 from ppworker.domain.apply import Applied
 from ppworker.errors import Invalid
 from ppworker.pipeline.control import operate
@@ -168,6 +169,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 command(_processors, "change")(change)
+command(_processors, "undo")(undo)
 
 
 @command(_processors, "list")

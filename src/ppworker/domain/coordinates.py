@@ -20,6 +20,9 @@ MAX_QUOTE = 1_000
 """Longest text of a span that is stored with it, in code points: a few overlapping spans of a long
 text could otherwise fill a disk."""
 
+PIXEL_DIGITS = 6
+"""Digits behind the point of a pixel that was counted in shares."""
+
 Family = Literal["text", "image", "audio"]
 """What a place on an item is counted in: code points, shares of the page, or seconds."""
 
@@ -113,7 +116,8 @@ def _box(shares: Sequence[float], coordinates: str, about: About) -> Place | Rea
         return fitted
     return Place(
         kind="bbox",
-        geometry={"box": fitted},
+        # Shares that were made of whole pixels give whole pixels again.
+        geometry={"box": [round(side, PIXEL_DIGITS) for side in fitted]},
         said={"box": box},
         coordinates=geo.box_coordinates(fitted, width, height),
     )

@@ -19,7 +19,7 @@ from ppworker.errors import Invalid, TooLarge
 FIELD = "file"
 """What errors of archives name."""
 _BLOCK = 256 * 1024
-_LEAST_SUSPECT = 1024 * 1024
+_LEAST_SUSPECT = 64 * 1024 * 1024
 """Unpacked bytes below which no ratio is suspicious."""
 _MOST_NAME = 1_000
 _MOST_SHOWN = 200

@@ -6,9 +6,9 @@ Memory holds one number per thing, however many notes there are.
 import json
 import struct
 from collections.abc import Hashable, Iterator
-from contextlib import AbstractContextManager
 from tempfile import SpooledTemporaryFile
 from typing import Any, Generic, TypeVar
+from weakref import finalize
 
 _LINK = struct.Struct("<qI")
 """Where the thing's note before this one lies (-1: nowhere), and the bytes of this one."""
@@ -17,20 +17,15 @@ Thing = TypeVar("Thing", bound=Hashable)
 _TO_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
-class Chains(AbstractContextManager["Chains[Thing]"], Generic[Thing]):
+class Chains(Generic[Thing]):
     """Notes by thing; each is JSON, and has a link to the one before it."""
 
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  closed by close
+        # A reader may be left before its end, or never begun: the disk is let go of anyway.
+        self.close = finalize(self, self._file.close)
         self._last: dict[Thing, int] = {}
         self._end = 0
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the disk."""
-        self._file.close()
 
     def add(self, thing: Thing, note: Any) -> None:
         """Note something about a thing."""

@@ -226,25 +226,24 @@ class CocoFiles:
 
     def records(self) -> Iterator[Record]:
         """Every picture that is there, once, however many files name it."""
-        with self._notes:
-            for picture, keys in self._keys.items():
-                marks = self._marks(picture, keys)
-                splits = dict.fromkeys(self._splits[number] for number, _ in keys)
-                yield Record(
-                    name=picture.rpartition("/")[2],
-                    extension=picture.rpartition(".")[2].lower(),
-                    splits=tuple(split for split in splits if split),
-                    member=picture,
-                    marks=tuple(marks),
-                    where=picture,
-                )
-            for key, count in self._notes.counts():
-                known = key in self._images
-                self._report.skip(
-                    "missing_file" if known else "unknown_image",
-                    f"{self._members[key[0]]}: annotations of image {shown(key[1])}",
-                    count,
-                )
+        for picture, keys in self._keys.items():
+            marks = self._marks(picture, keys)
+            splits = dict.fromkeys(self._splits[number] for number, _ in keys)
+            yield Record(
+                name=picture.rpartition("/")[2],
+                extension=picture.rpartition(".")[2].lower(),
+                splits=tuple(split for split in splits if split),
+                member=picture,
+                marks=tuple(marks),
+                where=picture,
+            )
+        for key, count in self._notes.counts():
+            self._report.skip(
+                "missing_file" if key in self._images else "unknown_image",
+                f"{self._members[key[0]]}: annotations of image {shown(key[1])}",
+                count,
+            )
+        self._notes.close()
 
     def _marks(self, picture: str, keys: list[ImageKey]) -> list[Mark]:
         """What all files say of a picture; what one says again is the same annotation."""

@@ -13,7 +13,7 @@ from ppworker.formats.reading import MOST_LABELS, refuse, shown
 _KEY = re.compile(r"([A-Za-z_][\w-]*)\s*:(?:\s+(.*))?$")
 _NUMBERED = re.compile(r"['\"]?(\d{1,6})['\"]?\s*:\s*(.*)$")
 _FLOW_PART = re.compile(
-    r"""\s*('(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^,'"\[\]{}][^,\[\]{}]*)\s*(?:,|$)"""
+    r"""\s*('(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^,'"\[\]{}\s][^,\[\]{}]*)\s*(?:,|$)"""
 )
 _MOST_PATHS = 100
 _MOST_LIST = 1 << 20

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,8 @@ from ppworker.store.db import Tx
 from ppworker.store.tables import blob_owners, blobs
 
 _CHUNK = 1024 * 1024
+_SYNCS = 8
+"""Files that wait for the disk side by side."""
 
 
 class BlobStore:
@@ -84,9 +87,34 @@ class BlobStore:
             return
         if not final.parent.is_dir():
             final.parent.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.root)
+            _sync_path(self.root)
         path.replace(final)
-        _sync_folder(final.parent)
+        _sync_path(final.parent)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder inside the store for files that `keep_all` may take; gone at the end."""
+        folder = self.root / "incoming"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            yield Path(name)
+
+    def keep_all(self, files: Mapping[str, Path]) -> None:
+        """Give many files their final names, by content; they need not be on the disk yet.
+
+        To wait for the disk file by file would take far longer than all of them together.
+        """
+        new = {sha256: path for sha256, path in files.items() if not self.has(sha256)}
+        folders = {self.path(sha256).parent for sha256 in new}
+        if any(not folder.is_dir() for folder in folders):
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            _sync_path(self.root)
+        with ThreadPoolExecutor(_SYNCS) as syncs:
+            list(syncs.map(_sync_path, new.values()))
+            for sha256, path in new.items():
+                path.replace(self.path(sha256))
+            list(syncs.map(_sync_path, folders))
 
 
 def too_large(limit: int) -> TooLarge:
@@ -103,13 +131,13 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
-    """Make a new name in the folder survive a power cut."""
-    folder = os.open(path, os.O_RDONLY)
+def _sync_path(path: Path) -> None:
+    """Have a file, or the names in a folder, survive a power cut."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def insert_blobs(tx: Tx, sizes: Mapping[str, int]) -> None:

@@ -52,13 +52,20 @@ def find_annotation(tx: Tx, version_id: UUID, id_: UUID) -> Annotation | None:
 
 
 def list_annotations(
-    tx: Tx, version_id: UUID, item_id: UUID, *, offset: int, limit: int
+    tx: Tx,
+    version_id: UUID,
+    item_id: UUID,
+    *,
+    limit: int,
+    offset: int = 0,
+    after: UUID | None = None,
 ) -> list[Annotation]:
-    """Live annotations of an item in a version, oldest first."""
+    """Live annotations of an item in a version, oldest first, behind ``after``."""
     rows = tx.execute(
         _ANNOTATIONS.where(
             annotations.c.item_id == item_id,
             annotations.c.version_id == version_id,
+            annotations.c.id > (after or UUID(int=0)),
             annotations.c.deleted_at.is_(None),
         )
         .order_by(annotations.c.id)

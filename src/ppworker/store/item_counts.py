@@ -64,10 +64,10 @@ def is_split_smaller(counts: Counts, filters: Filters) -> bool:
 
 def size(tx: Tx, scope: Scope, filters: Filters, counts: Counts) -> Size:
     """How many items the filters leave, if that can be told without a walk through many."""
+    if filters.is_contradiction:
+        return Size(exactly=0)
     if filters.is_bounded:
         return Size()
-    if filters.only_unlabelled and filters.label_id is not None:
-        return Size(exactly=0)
     found = counts.total
     if filters.only_unlabelled:
         found = counts.unlabelled

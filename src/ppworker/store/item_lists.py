@@ -52,6 +52,11 @@ class Filters:
         return any(value is not None for value in asked)
 
     @property
+    def is_contradiction(self) -> bool:
+        """Whether an annotation is asked for of items that have none."""
+        return self.only_unlabelled and (self.label_id is not None or self.is_about_annotation)
+
+    @property
     def is_bounded(self) -> bool:
         """Whether what fits may be rare and found by no index: a page ends after a look."""
         return self.is_about_annotation or self.job_status is not None or self.text is not None
@@ -88,7 +93,7 @@ def list_page(
     limit: int,
     by_split: bool = False,
 ) -> Page:
-    """A page of items, by one statement.
+    """A page of items, by one statement at most.
 
     Args:
         tx: where to read.
@@ -99,8 +104,11 @@ def list_page(
         limit: most ids.
         by_split: of a split and a label, whether the split is the smaller one.
     """
+    if filters.is_contradiction:
+        return Page(ids=[], behind=None)
     query = _Query(scope, filters, after=after, by_split=by_split)
-    query.parameters |= {"offset": offset, "most": limit + 1, "reach": offset + limit + 1}
+    reach = offset + limit + 1
+    query.parameters |= {"offset": offset, "most": limit + 1, "reach": reach, "walk": reach}
     if filters.is_bounded:
         return _look(tx, query, offset=offset, limit=limit)
     ids = list(tx.execute(sa.text(_EXACT.format(**query.parts())), query.parameters).scalars())
@@ -110,7 +118,7 @@ def list_page(
 def count_page(tx: Tx, scope: Scope, filters: Filters, *, most: int) -> int:
     """How many items the filters of the contract leave, counted one by one up to ``most``."""
     query = _Query(scope, filters, after=None, by_split=False)
-    query.parameters |= {"reach": most}
+    query.parameters |= {"reach": most, "walk": most}
     return int(tx.execute(sa.text(_COUNT.format(**query.parts())), query.parameters).scalar_one())
 
 
@@ -139,7 +147,7 @@ FROM dataset_items t WHERE t.id = d.item_id
 def _look(tx: Tx, query: "_Query", *, offset: int, limit: int) -> Page:
     rows = tx.execute(
         sa.text(_LOOK.format(**query.parts())),
-        query.parameters | {"look_items": LOOK_ITEMS, "look_bytes": LOOK_BYTES},
+        query.parameters | {"look_items": LOOK_ITEMS, "look_bytes": LOOK_BYTES, "walk": LOOK_ITEMS},
     )
     found: list[UUID] = []
     for row in rows.all():
@@ -176,6 +184,14 @@ SELECT p.item_id FROM item_splits p WHERE p.split_id = :split {after} ORDER BY p
 _BY_VERSION = """
 SELECT DISTINCT p.item_id FROM item_splits p
 WHERE p.version_id = :version AND p.split_id = ANY(:splits) {after} ORDER BY p.item_id
+"""
+_BY_LACK_IN_SPLIT = """
+SELECT u.item_id FROM unlabelled_items u WHERE u.split_id = :split {after} ORDER BY u.item_id
+"""
+_BY_LACK = """
+SELECT DISTINCT m.item_id FROM unnest(CAST(:splits AS uuid[])) AS s(id) CROSS JOIN LATERAL (
+  SELECT u.item_id FROM unlabelled_items u WHERE u.split_id = s.id {after}
+  ORDER BY u.item_id LIMIT :walk) m ORDER BY m.item_id
 """
 
 # What is asked of each item: looked up one by one, for as joins they would be planned for whole
@@ -227,9 +243,11 @@ class _Query:
             statement, alias = (_BY_RUNNING_JOB if is_running else _BY_JOB), "j"
         elif self._walks_label:
             statement, alias = _BY_LABEL, "a"
+        elif wanted.only_unlabelled:
+            statement, alias = (_BY_LACK if wanted.split_id is None else _BY_LACK_IN_SPLIT), "u"
         else:
             statement, alias = (_BY_VERSION if wanted.split_id is None else _BY_SPLIT), "p"
-        if alias != "p":
+        if alias in {"j", "a"}:  # the others say of themselves where an item belongs
             self._conditions.append(_IS_MEMBER if wanted.split_id is None else _IS_IN_SPLIT)
         after = "" if self._after is None else f"AND {alias}.item_id > :after"
         return statement.format(after=after, status=wanted.job_status)
@@ -239,7 +257,7 @@ class _Query:
         is_told = self._walks_label and not wanted.is_about_annotation
         if not is_told and (wanted.label_id is not None or wanted.is_about_annotation):
             self._conditions.append(_IS_ANNOTATED.format(more=self._of(wanted), found="NOT NULL"))
-        if wanted.only_unlabelled:
+        if wanted.only_unlabelled and wanted.job_status is not None:
             self._conditions.append(_IS_ANNOTATED.format(more="", found="NULL"))
         if wanted.text is not None:
             self._conditions.append(_HAS_TEXT)

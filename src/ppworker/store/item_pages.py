@@ -71,7 +71,8 @@ def list_items(tx: Tx, ids: Sequence[UUID]) -> list[Item]:
 _ANNOTATIONS = sa.text("""
 SELECT a.id, a.item_id, a.label_id, a.split_id, a.user_id, a.coordinates, a.kind, a.text, a.page,
   a.score, a.source, a.review, a.post_processor_id, a.model_version, a.created_at, a.updated_at
-FROM annotations a WHERE a.version_id = :version AND a.deleted_at IS NULL
+FROM annotations a JOIN labels l ON l.id = a.label_id AND l.deleted_at IS NULL
+WHERE a.version_id = :version AND a.deleted_at IS NULL
   AND a.item_id = ANY(CAST(:items AS uuid[])) ORDER BY a.item_id, a.id
 """)
 

@@ -38,11 +38,17 @@ def find_state(tx: Tx, version_id: UUID, item_id: UUID) -> ItemState | None:
     return None if row is None else ItemState(**by_name(row))
 
 
-def list_states(tx: Tx, version_id: UUID, *, offset: int, limit: int) -> list[ItemState]:
-    """States of a version that were written, in the order of their items."""
+def list_states(
+    tx: Tx, version_id: UUID, *, limit: int, offset: int = 0, after: UUID | None = None
+) -> list[ItemState]:
+    """States of a version that were written, by their items' ids behind ``after``."""
     rows = tx.execute(
         _STATES.join(dataset_items, dataset_items.c.id == item_states.c.item_id)
-        .where(item_states.c.version_id == version_id, dataset_items.c.deleted_at.is_(None))
+        .where(
+            item_states.c.version_id == version_id,
+            item_states.c.item_id > (after or UUID(int=0)),
+            dataset_items.c.deleted_at.is_(None),
+        )
         .order_by(item_states.c.item_id)
         .offset(offset)
         .limit(limit)

@@ -238,6 +238,20 @@ item_splits = Table(
         ["split_id", "version_id"], ["dataset_splits.id", "dataset_splits.version_id"]
     ),
     Index("item_splits_item", "item_id", "version_id"),
+    # For the list of a version's items in their order.
+    Index("item_splits_version", "version_id", "item_id", "split_id"),
+)
+
+unlabelled_items = Table(
+    "unlabelled_items",
+    metadata,
+    # Members of splits without a live annotation in the version, for the list of what is left to
+    # do: derived, and kept by triggers on memberships and annotations, whoever writes those.
+    Column("split_id", Uuid, nullable=False),
+    Column("item_id", Uuid, nullable=False),
+    sa.PrimaryKeyConstraint("split_id", "item_id"),
+    # Rows go from the front, where every list begins.
+    postgresql_with={"autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_threshold": 500},
 )
 
 item_states = Table(
@@ -320,8 +334,8 @@ annotations = Table(
         unique=True,
         postgresql_where=sa.text("source = 'inference'"),
     ),
-    # For lists by label, and for the deletion of a label.
-    Index("annotations_label", "label_id", "item_id"),
+    # For lists by label, which need not look at the rows, and for the deletion of a label.
+    Index("annotations_label", "label_id", "item_id", "deleted_at"),
 )
 
 label_stats = Table(
@@ -400,6 +414,7 @@ post_processors = Table(
     CheckConstraint("batch_size BETWEEN 1 AND 1000", name="batch_size_in_range"),
     CheckConstraint("max_attempts BETWEEN 1 AND 100", name="max_attempts_in_range"),
     CheckConstraint("concurrency_cap >= 1", name="cap_is_positive"),
+    Index("post_processors_dataset", "dataset_id"),
     Index(
         "post_processors_live_name",
         "dataset_id",
@@ -484,6 +499,22 @@ post_processor_jobs = Table(
         postgresql_where=sa.text("status = 'pending' AND NOT ready"),
     ),
     Index("post_processor_jobs_item", "item_id", "version_id"),
+    # For lists of items by the state of their jobs; those that run now are few, and found above.
+    Index(
+        "post_processor_jobs_version",
+        "version_id",
+        "status",
+        "item_id",
+        postgresql_where=sa.text("status <> 'processing'"),
+    ),
+    # For lists of jobs by state; those that run or failed are found above.
+    Index(
+        "post_processor_jobs_listed",
+        "post_processor_id",
+        "status",
+        "id",
+        postgresql_where=sa.text("status IN ('pending','completed')"),
+    ),
     postgresql_with={
         "fillfactor": 80,
         "autovacuum_vacuum_scale_factor": 0.02,

@@ -61,6 +61,17 @@ INVARIANTS: dict[str, str] = {
         SELECT a.id::text FROM annotations a WHERE a.deleted_at IS NULL AND NOT EXISTS (
           SELECT 1 FROM item_splits s WHERE s.item_id = a.item_id AND s.version_id = a.version_id)
         """,
+    "what is told to be without annotations is just that": """
+        SELECT item_id::text FROM (
+          (SELECT s.split_id, s.item_id FROM item_splits s WHERE NOT EXISTS (
+            SELECT 1 FROM annotations a WHERE a.item_id = s.item_id
+              AND a.version_id = s.version_id AND a.deleted_at IS NULL)
+          EXCEPT SELECT split_id, item_id FROM unlabelled_items)
+          UNION ALL
+          (SELECT split_id, item_id FROM unlabelled_items EXCEPT
+          SELECT s.split_id, s.item_id FROM item_splits s WHERE NOT EXISTS (
+            SELECT 1 FROM annotations a WHERE a.item_id = s.item_id
+              AND a.version_id = s.version_id AND a.deleted_at IS NULL))) w""",
     "an item belongs to a version of its dataset": """
         SELECT s.item_id::text FROM item_splits s JOIN dataset_items i ON i.id = s.item_id
         JOIN dataset_versions v ON v.id = s.version_id WHERE v.dataset_id <> i.dataset_id""",

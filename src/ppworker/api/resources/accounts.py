@@ -19,14 +19,16 @@ from ppworker.api.wire import Answer, Asked, Text
 from ppworker.domain.text import clean_text
 from ppworker.errors import PpworkerError, TooMany
 from ppworker.pipeline.setup import closing, logins
-from ppworker.pipeline.setup.accounts import Person
+from ppworker.pipeline.setup.accounts import EMAIL, PLAIN, USERNAME, Person
 from ppworker.pipeline.setup.logins import LoggedIn
+from ppworker.pipeline.setup.passwords import MOST
 from ppworker.store.accounts import SESSION
 
 HASHING_AT_ONCE = 2
 """Passwords of one process that are hashed side by side, each in 64 MiB; others wait their turn
 without keeping a thread from other requests."""
 _MOST_WAITING = 100
+_PLAIN = {"pattern": PLAIN}
 
 T = TypeVar("T")
 
@@ -46,18 +48,35 @@ class Credentials(Asked):
     """What a login says; what else a client sends, such as a device token, is not looked at."""
 
     username: Annotated[str, Field(max_length=1000, examples=["anna"])]
-    password: Annotated[str, Field(min_length=1, max_length=1024, examples=["correct horse"])]
+    password: Annotated[str, Field(min_length=1, max_length=MOST, examples=["correct horse"])]
 
 
 class Registration(Asked):
     """Who wants an account."""
 
-    username: Annotated[str, Field(min_length=1, max_length=200, examples=["anna"])]
+    username: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=200, examples=["anna"], json_schema_extra={"pattern": USERNAME}
+        ),
+    ]
     """It holds no colon and no control characters."""
-    email: Annotated[str, Field(min_length=3, max_length=254, examples=["anna@example.org"])]
-    name: Annotated[str | None, Field(max_length=200, examples=["Ash"])] = None
-    firstname: Annotated[str | None, Field(max_length=200, examples=["Anna"])] = None
-    password: Annotated[str, Field(min_length=1, max_length=1024, examples=["correct horse"])]
+    email: Annotated[
+        str,
+        Field(
+            min_length=3,
+            max_length=254,
+            examples=["anna@example.org"],
+            json_schema_extra={"pattern": EMAIL},
+        ),
+    ]
+    name: Annotated[
+        str | None, Field(max_length=200, examples=["Ash"], json_schema_extra=_PLAIN)
+    ] = None
+    firstname: Annotated[
+        str | None, Field(max_length=200, examples=["Anna"], json_schema_extra=_PLAIN)
+    ] = None
+    password: Annotated[str, Field(min_length=1, max_length=MOST, examples=["correct horse"])]
 
 
 class Refused(Answer):

@@ -3,13 +3,13 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.errors import responses
-from ppworker.api.paging import PageCount, PageSize
+from ppworker.api.paging import HEADERS, PageCount, PageCursor, PageSize, position, tell
 from ppworker.api.paths import VersionPath, identity, missing
 from ppworker.api.wire import MOST_PAGE, Asked, Base, OptionalText, Text
 from ppworker.domain.edit import Wanted, is_stale
@@ -93,8 +93,12 @@ class ItemsAnnotation(NewAnnotation):
     """Not looked at: the item has no id yet."""
 
 
-@router.get("/datasets/{dataset_id}/versions/{version_id}/annotations", responses=responses(400))
+@router.get(
+    "/datasets/{dataset_id}/versions/{version_id}/annotations",
+    responses=responses(400) | {200: {"headers": HEADERS}},
+)
 def list_annotations(
+    request: Request,
     deps: Room,
     version: VersionPath,
     response: Response,
@@ -102,21 +106,22 @@ def list_annotations(
     item_id: Annotated[str, Query(description="Whose annotations.")],
     page_size: PageSize = None,
     page_count: PageCount = None,
+    cursor: PageCursor = None,
 ) -> list[AnnotationAnswer]:
-    """Annotations of an item, oldest first.
-
-    Up to a thousand of them: where there are more, the header `X-Has-More` is true.
-    """
+    """Annotations of an item, oldest first; a thousand of them unless you say fewer."""
     size = page_size or MOST_PAGE
+    at = position(
+        f"annotations {version.id} {item_id}", page_size=size, page_count=page_count, cursor=cursor
+    )
     with deps.db.look() as tx:
         item = item_pages.find_item(tx, version.id, identity(item_id, "item_id"))
         if item is None:
             raise missing("item_id", item_id)
         splits = item_pages.list_memberships(tx, version.id, [item.id]).get(item.id, [])
         rows = edits.list_annotations(
-            tx, version.id, item.id, offset=(page_count or 0) * size, limit=size + 1
+            tx, version.id, item.id, offset=at.offset, after=at.after, limit=size + 1
         )
-    response.headers["X-Has-More"] = "true" if len(rows) > size else "false"
+    tell(request, response, at, rows[size - 1].id if len(rows) > size else None)
     first = str(splits[0]) if splits else ""
     return [shown(row, split_id=first, text=item.text) for row in rows[:size]]
 

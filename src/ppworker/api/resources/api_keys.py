@@ -44,7 +44,12 @@ class NewKeyAnswer(KeyAnswer):
 class NewKey(Asked):
     """A key to be; null means not given."""
 
-    name: Annotated[str | None, Field(max_length=200, examples=["nightly import"])] = None
+    name: Annotated[
+        str | None,
+        Field(
+            max_length=200, examples=["nightly import"], json_schema_extra={"pattern": making.PLAIN}
+        ),
+    ] = None
     scopes: list[Literal["read", "write"]] | None = None
     """What it is for; none means everything that the key which asks is for."""
     organization_id: str | None = None

@@ -2,13 +2,13 @@
 
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict
 
 from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.conditions import TAGGED, ExpectedVersion, tag
 from ppworker.api.errors import responses
-from ppworker.api.paging import PageCount, PageSize
+from ppworker.api.paging import HEADERS, PageCount, PageCursor, PageSize, position, tell
 from ppworker.api.paths import ItemPath, VersionPath
 from ppworker.api.wire import Asked, Base, Text
 from ppworker.pipeline.edits import states
@@ -71,14 +71,19 @@ def write_item_state(
     return _shown(version.id, item.id, written)
 
 
-@router.get("/datasets/{dataset_id}/versions/{version_id}/states", responses=responses(400))
+@router.get(
+    "/datasets/{dataset_id}/versions/{version_id}/states",
+    responses=responses(400) | {200: {"headers": HEADERS}},
+)
 def list_item_states(
+    request: Request,
     deps: Room,
     version: VersionPath,
     response: Response,
     *,
     page_size: PageSize = None,
     page_count: PageCount = None,
+    cursor: PageCursor = None,
 ) -> list[ItemStateAnswer]:
     """States of a version that were written, in the order of their items.
 
@@ -86,11 +91,12 @@ def list_item_states(
     true.
     """
     size = page_size or _UNPAGED
+    at = position(f"states {version.id}", page_size=size, page_count=page_count, cursor=cursor)
     with deps.db.look() as tx:
         rows = item_states.list_states(
-            tx, version.id, offset=(page_count or 0) * size, limit=size + 1
+            tx, version.id, offset=at.offset, after=at.after, limit=size + 1
         )
-    response.headers["X-Has-More"] = "true" if len(rows) > size else "false"
+    tell(request, response, at, rows[size - 1].item_id if len(rows) > size else None)
     return [_shown(version.id, row.item_id, row) for row in rows[:size]]
 
 

@@ -27,6 +27,7 @@ from ppworker.pipeline.inferences import collected
 from ppworker.pipeline.inferences.predict import Input
 from ppworker.pipeline.setup import models
 from ppworker.pipeline.setup.models import Chosen
+from ppworker.pipeline.uploads.names import clean_name
 from ppworker.store import model_inferences as store
 from ppworker.store.datasets import as_id
 from ppworker.store.model_inferences import ModelInference, Page
@@ -173,16 +174,23 @@ def _text(body: bytes) -> TextBody:
         raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from None
 
 
-def chosen(deps: Room, caller: Caller, model_id: str, version_id: str | None = None) -> Chosen:
-    """The model of the path, and its version where the path names one."""
+def chosen(deps: Room, caller: Caller, model_id: str) -> Chosen:
+    """The model of the path, in its active version."""
     identity(model_id, "model")
-    if version_id is not None:
-        identity(version_id, "version")
+    with deps.db.look() as tx:
+        return models.choose(tx, caller.user_id, model_id)
+
+
+def chosen_version(deps: Room, caller: Caller, model_id: str, version_id: str) -> Chosen:
+    """The version of the path, of the model of the path."""
+    identity(model_id, "model")
+    identity(version_id, "version")
     with deps.db.look() as tx:
         return models.choose(tx, caller.user_id, model_id, version_id)
 
 
 ChosenPath = Annotated[Chosen, Depends(chosen)]
+ChosenVersionPath = Annotated[Chosen, Depends(chosen_version)]
 
 
 def inference(deps: Room, caller: Caller, inference_id: str) -> ModelInference:
@@ -217,7 +225,7 @@ async def infer(
     openapi_extra=ASKED,
 )
 async def infer_with_version(
-    request: Request, deps: Room, caller: Caller, model: ChosenPath
+    request: Request, deps: Room, caller: Caller, model: ChosenVersionPath
 ) -> ModelInferenceAnswer:
     """Ask a version of a model about a file or a text, now."""
     return await infer(request, deps, caller, model)
@@ -271,7 +279,7 @@ def download_inference_file(deps: Room, found: InferencePath) -> FileResponse:
     return FileResponse(
         path,
         media_type=found.media_type or "application/octet-stream",
-        filename=found.name or "file",
+        filename=clean_name(found.name),
         content_disposition_type="attachment",
     )
 

@@ -14,7 +14,9 @@ from ppworker.pipeline.setup import sharing
 from ppworker.store import shares
 from ppworker.store.datasets import as_id
 
-router = APIRouter(route_class=KeyedRoute, tags=["shares"], responses=responses(401, 403, 404, 503))
+router = APIRouter(
+    route_class=KeyedRoute, tags=["datasets"], responses=responses(401, 403, 404, 503)
+)
 
 
 class NewShare(Asked):
@@ -22,13 +24,15 @@ class NewShare(Asked):
 
     email: Annotated[str, Field(max_length=254, examples=["anna@example.org"])]
     """That of their account here."""
-    entity_type: str | None = None
+    entity_type: Literal["datasets", ""] | None = None
     """datasets, where it is given: what else there is cannot be shared."""
     entity_id: str | None = None
     """The dataset of the path, where it is given."""
     without_invite: bool | None = None
     """Given back as it came: no mail is sent either way."""
-    role_id: Annotated[str | None, Field(max_length=100, examples=["reader"])] = None
+    role_id: Annotated[
+        Literal["reader", "viewer", "writer", "editor", ""] | None, Field(examples=["reader"])
+    ] = None
     """reader (viewer is the same) or writer (editor is the same); default reader."""
 
 
@@ -57,8 +61,6 @@ class SharedWith(Answer):
 @router.post("/datasets/{dataset_id}/share", responses=responses(400, 413, 422))
 def share_dataset(deps: Room, dataset: OwnDatasetPath, body: NewShare) -> ShareAnswer:
     """Share a dataset with somebody who has an account here, or give them another role in it."""
-    if body.entity_type not in {None, "", "datasets"}:
-        raise Invalid("must be datasets", field="entity_type")
     if body.entity_id and as_id(body.entity_id) != dataset.id:
         raise Invalid("must be the dataset of the path", field="entity_id")
     made = sharing.share(deps, dataset, body.email, body.role_id or "")

@@ -111,7 +111,7 @@ def read_version_alone(deps: Room, version: LoneVersionPath) -> VersionAnswer:
 def change_version(deps: Room, version: VersionPath, body: VersionChange) -> VersionAnswer:
     """Change a version; what is null stays as it is."""
     catalogue.change_version(deps, version, body.given())
-    return _read_again(deps, version, version.id)
+    return read_again(deps, version, version.id)
 
 
 @router.delete("/datasets/{dataset_id}/versions/{version_id}", status_code=202)
@@ -152,10 +152,10 @@ def duplicate_version(
         )
     if not operation.is_over:
         return later(operation)
-    return _read_again(deps, version, duplicate.copy_of(operation))
+    return read_again(deps, version, duplicate.copy_of(operation))
 
 
-def _read_again(deps: Deps, version: Version, version_id: UUID) -> VersionAnswer:
+def read_again(deps: Deps, version: Version, version_id: UUID) -> VersionAnswer:
     """A version as it is after a change."""
     with deps.db.look() as tx:
         found = versions.find_version(tx, version.user_id, version.dataset_id, version_id)

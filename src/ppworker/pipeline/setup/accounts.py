@@ -22,7 +22,13 @@ SCOPES = (READ, WRITE)
 _MAX_NAME = 200
 _MAX_DAYS = 36_500
 _MAX_EMAIL = 254
-_EMAIL = re.compile(r"[^\s@:,;<>()\"]+@[^\s@:,;<>()\"]+")
+# Control characters, and those that cannot be seen and change how the others read.
+_BARRED = r"\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+USERNAME = rf"^[^:{_BARRED}]*[^:\s{_BARRED}][^:{_BARRED}]*$"
+"""What a user name is made of; no colon, since older clients send username:key."""
+EMAIL = rf"^[^\s@:,;<>()\"{_BARRED}]+@[^\s@:,;<>()\"{_BARRED}]+$"
+PLAIN = rf"^[^{_BARRED}]*$"
+"""Text without control characters."""
 _FILE = "api.key"
 
 
@@ -56,28 +62,27 @@ def checked_username(username: str) -> str:
     Raises:
         Invalid: it breaks the rules.
     """
-    name = unicodedata.normalize("NFC", username).strip()
-    if not 1 <= len(name) <= _MAX_NAME:
-        raise Invalid(f"has 1 to {_MAX_NAME} characters, not {len(name)}", field="username")
-    if not name.isprintable() or ":" in name:  # older clients send username:key
-        raise Invalid("has no ':' and no control characters", field="username")
-    return name
+    if not 1 <= len(username) <= _MAX_NAME:
+        raise Invalid(f"has 1 to {_MAX_NAME} characters, not {len(username)}", field="username")
+    if not _is(USERNAME, username):
+        raise Invalid("has letters, no ':' and no control characters", field="username")
+    return unicodedata.normalize("NFC", username).strip()
 
 
 def _checked_email(email: str) -> str:
-    address = unicodedata.normalize("NFC", email).strip()
-    if not address:
-        return ""
-    if len(address) > _MAX_EMAIL or not address.isprintable() or not _EMAIL.fullmatch(address):
+    if email and not (len(email) <= _MAX_EMAIL and _is(EMAIL, email)):
         raise Invalid("is no e-mail address like name@example.org", field="email")
-    return address
+    return unicodedata.normalize("NFC", email)
 
 
 def _checked_text(text: str, field: str) -> str:
-    kept = unicodedata.normalize("NFC", text)
-    if len(kept) > _MAX_NAME or not kept.isprintable():
+    if len(text) > _MAX_NAME or not _is(PLAIN, text):
         raise Invalid(f"has at most {_MAX_NAME} characters and no control characters", field=field)
-    return kept
+    return unicodedata.normalize("NFC", text)
+
+
+def _is(pattern: str, text: str) -> bool:
+    return re.fullmatch(pattern, text) is not None and not text.endswith("\n")
 
 
 def create_user(deps: Deps, person: Person, *, password: str | None = None) -> User:

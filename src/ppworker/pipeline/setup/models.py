@@ -134,10 +134,10 @@ def shown_config(config: str) -> str:
     """A config as it may be shown: the very text, or without what looks like a secret."""
     try:
         value = json.loads(config)
-    except (ValueError, RecursionError):
+        shown = redacted(value)
+        return config if shown == value else json.dumps(shown, ensure_ascii=False)
+    except (ValueError, RecursionError):  # what other programs keep there may be anything
         return str(redacted(config))
-    shown = redacted(value)
-    return config if shown == value else json.dumps(shown, ensure_ascii=False)
 
 
 def create(deps: Deps, user_id: UUID, given: Mapping[str, Any]) -> UUID:
@@ -321,7 +321,7 @@ def _config(text: str, before: str) -> str:
         return text
     if REDACTED in text:
         value = restore(value, _read(before), field="config")
-        text = json.dumps(value, ensure_ascii=False)
+        text = _dumped(value)
     if "runner" not in value:
         return text
     runner, options = value["runner"], value.get("runner_config")
@@ -344,6 +344,13 @@ def _config(text: str, before: str) -> str:
         error.field = f"config.{error.field}"
         raise
     return text
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise Invalid("is nested too deeply", field="config") from None
 
 
 def _parsed(text: str) -> Any:

@@ -144,10 +144,13 @@ def restore(
         Invalid: something is redacted that was not stored.
     """
     shown = redacted(stored)
-    return {
-        name: _restored(value, stored.get(name), shown.get(name), f"{field}.{name}")
-        for name, value in given.items()
-    }
+    try:
+        return {
+            name: _restored(value, stored.get(name), shown.get(name), f"{field}.{name}")
+            for name, value in given.items()
+        }
+    except RecursionError:
+        raise Invalid("is nested too deeply", field=field) from None
 
 
 def _restored(given: Any, stored: Any, shown: Any, field: str) -> Any:

@@ -7,11 +7,11 @@ labels) is made in short transactions of its own, and is there already when a ch
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 from uuid import UUID
 
 from ppworker.domain.events import LabelsCreated
@@ -209,90 +209,106 @@ def _arrivals(
     made: list[Arrival] = []
     if not lines.staged:
         return lines, made
-    split = next(iter(splits.values()))  # of it only dataset and owner matter here
     until = time.monotonic() + min(_FILES_S, deps.settings.lease_s / 6)
     with ExitStack() as stack:
-        inspection = stack.enter_context(Inspection(max_text_bytes=deps.settings.max_text_bytes))
-        archive: BinaryIO | None = None
+        making = _Making(
+            deps=deps,
+            split=next(iter(splits.values())),
+            archive=stack.enter_context(path.open("rb")) if _has_files(lines) else None,
+            scratch=stack.enter_context(deps.blobs.scratch()) if _has_files(lines) else None,
+            inspection=stack.enter_context(Inspection(max_text_bytes=deps.settings.max_text_bytes)),
+        )
         for position, staged in enumerate(lines.staged, start=1):
-            if staged.place is not None and archive is None:
-                archive = stack.enter_context(path.open("rb"))
-            arrival = _arrival(deps, split, archive, staged, inspection)
+            arrival = making.arrival(staged)
             if arrival is None:
                 report.skip("text_too_long", staged.record.where or staged.record.name)
             else:
                 made.append(arrival)
             if staged.place is not None and time.monotonic() > until:
-                return lines.cut(position), made
+                lines = lines.cut(position)
+                break
+        deps.blobs.keep_all(making.files)
     return lines, made
 
 
-def _arrival(
-    deps: Deps,
-    split: Split,
-    archive: BinaryIO | None,
-    staged: Staged,
-    inspection: Inspection,
-) -> Arrival | None:
-    """The item that a record becomes; None where its text is longer than a text may be."""
-    record, place = staged.record, staged.place
-    text = record.text
-    if place is not None and archive is not None:
-        if not record.is_text_member:
-            return _file_arrival(deps, split, archive, staged, inspection)
-        if place.size > deps.settings.max_text_bytes:
+def _has_files(lines: Lines) -> bool:
+    return any(staged.place is not None for staged in lines.staged)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Making:
+    """Makes items of records, one after the other."""
+
+    deps: Deps
+    split: Split
+    """Of it only dataset and owner matter here."""
+    archive: BinaryIO | None
+    scratch: Path | None
+    inspection: Inspection
+    files: dict[str, Path] = field(default_factory=dict)
+    """Those that are to be kept, by content."""
+
+    def arrival(self, staged: Staged) -> Arrival | None:
+        """The item that a record becomes; None where its text is longer than a text may be."""
+        record, place = staged.record, staged.place
+        text, most = record.text, self.deps.settings.max_text_bytes
+        if place is not None and self.archive is not None:
+            if not record.is_text_member:
+                return self._file(record, self.archive, place)
+            if place.size > most:
+                return None
+            content = b"".join(blocks(self.archive, place))
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                # No text after all, whatever its name says: a file like any other.
+                return self._file(record, self.archive, place)
+        clean = clean_text(text)[0] if text else ""
+        if len(clean.encode()) > most:
             return None
-        content = b"".join(blocks(archive, place))
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            # No text after all, whatever its name says: a file like any other.
-            return _file_arrival(deps, split, archive, staged, inspection)
-    clean = clean_text(text)[0] if text else ""
-    if len(clean.encode()) > deps.settings.max_text_bytes:
-        return None
-    is_text = bool(clean) or record.is_text_member
-    item = NewItem(
-        id=new_id(),
-        dataset_id=split.dataset_id,
-        user_id=split.user_id,
-        name=shown_name(record.name),
-        text=clean if text is not None else None,
-        extension=_extension(record) or ("txt" if is_text and not record.is_exact else ""),
-        media_type=_media_type(record) if record.is_exact else "text/plain" * is_text,
-        metadata=clean_text(record.metadata)[0],
-        description=clean_text(record.description)[0][:_MOST_DESCRIPTION],
-    )
-    return Arrival(record=record, item=item, text=text)
+        is_text = bool(clean) or record.is_text_member
+        item = NewItem(
+            id=new_id(),
+            dataset_id=self.split.dataset_id,
+            user_id=self.split.user_id,
+            name=shown_name(record.name),
+            text=clean if text is not None else None,
+            extension=_extension(record) or ("txt" if is_text and not record.is_exact else ""),
+            media_type=_media_type(record) if record.is_exact else "text/plain" * is_text,
+            metadata=clean_text(record.metadata)[0],
+            description=clean_text(record.description)[0][:_MOST_DESCRIPTION],
+        )
+        return Arrival(record=record, item=item, text=text)
 
-
-def _file_arrival(
-    deps: Deps, split: Split, archive: BinaryIO, staged: Staged, inspection: Inspection
-) -> Arrival | None:
-    record, place = staged.record, staged.place
-    if place is None:
-        return None
-    with deps.blobs.receive(as_file(archive, place), limit=place.size) as path:
+    def _file(self, record: Record, archive: BinaryIO, place: Place) -> Arrival | None:
+        if self.scratch is None:
+            return None
+        path = self.scratch / f"{len(self.files)}"
+        with path.open("wb") as out:
+            for block in blocks(archive, place):
+                out.write(block)
         try:
             item = ingest.file_item(
-                deps,
-                split,
+                self.deps,
+                self.split,
                 path,
                 name=record.file_name,
                 text=record.text,
                 metadata=clean_text(record.metadata)[0],
-                inspection=inspection,
+                inspection=self.inspection,
             )
         except Invalid:
             return None
-        deps.blobs.keep(path, str(item.content_sha256))
-    item = replace(
-        item,
-        name=shown_name(record.name),
-        extension=_extension(record) or item.extension,
-        description=clean_text(record.description)[0][:_MOST_DESCRIPTION],
-    )
-    return Arrival(record=record, item=item, text=item.text if record.text is None else record.text)
+        # A file that is there already is written over by the next one.
+        self.files.setdefault(str(item.content_sha256), path)
+        item = replace(
+            item,
+            name=shown_name(record.name),
+            extension=_extension(record) or item.extension,
+            description=clean_text(record.description)[0][:_MOST_DESCRIPTION],
+        )
+        text = item.text if record.text is None else record.text
+        return Arrival(record=record, item=item, text=text)
 
 
 def _media_type(record: Record) -> str:
@@ -301,19 +317,3 @@ def _media_type(record: Record) -> str:
 
 def _extension(record: Record) -> str:
     return extension_of(f"x.{record.extension}") if record.extension else ""
-
-
-class _Member:
-    """A member of the archive, to be read block by block."""
-
-    def __init__(self, archive: BinaryIO, place: Place) -> None:
-        self._blocks: Iterator[bytes] = blocks(archive, place)
-
-    def read(self, _size: int = -1, /) -> bytes:
-        """The next block; nothing at the end."""
-        return next((block for block in self._blocks if block), b"")
-
-
-def as_file(archive: BinaryIO, place: Place) -> BinaryIO:
-    """A member as a store of files reads it; that needs nothing but ``read``."""
-    return cast("BinaryIO", _Member(archive, place))

@@ -159,7 +159,8 @@ def _box(
         shares = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
         return rule.Place(kind="bbox", coordinates=" ".join(f"{share:.6f}" for share in shares))
     if mark.is_relative and width and height:
-        box = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
+        sides = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+        box = [round(side, rule.PIXEL_DIGITS) for side in sides]
     fitted = geo.fit_box(box, width, height)
     if isinstance(fitted, Reason):
         return fitted
@@ -175,13 +176,16 @@ def _points(
         return Reason.BAD_GEOMETRY
     if mark.is_relative and not (width and height):
         return Reason.BAD_GEOMETRY  # shares of what nobody knows
-    across, down = (width or 1, height or 1) if mark.is_relative else (1, 1)
+    across, down = width or 1, height or 1
     points: list[tuple[float, float]] = []
     for point in given:
         numbers = [geo.number(each) for each in point] if isinstance(point, list | tuple) else []
         if len(numbers) < _PLANE or numbers[0] is None or numbers[1] is None:
             return Reason.BAD_GEOMETRY
-        points.append((numbers[0] * across, numbers[1] * down))
+        x, y = numbers[0], numbers[1]
+        if mark.is_relative:
+            x, y = round(x * across, rule.PIXEL_DIGITS), round(y * down, rule.PIXEL_DIGITS)
+        points.append((x, y))
     return _fitted(mark, given, points, width, height)
 
 

@@ -23,6 +23,9 @@ from ppworker.runners.base import RunnerInput
 from ppworker.runners.child import ChildRunner
 from ppworker.store.blobs import BlobStore
 
+MEDIA_TYPES = thumbnails.MEDIA_TYPES
+"""What there are small pictures of."""
+
 FOLDER = "thumbnails"
 """Where they lie in the data folder."""
 
@@ -203,7 +206,12 @@ def _jpeg(given: object) -> bytes:
 
 def _make_room(shelf: Path) -> None:
     """Have a full shelf lose the quarter that was asked for longest ago."""
-    kept = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(shelf)]
-    if len(kept) >= _SHELF:
-        for _, path in sorted(kept)[: _SHELF // 4]:
-            Path(path).unlink(missing_ok=True)
+    names = os.listdir(shelf)
+    if len(names) < _SHELF:
+        return
+    kept = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # another process made room too
+            kept.append(((shelf / name).stat().st_mtime, name))
+    for _, name in sorted(kept)[: _SHELF // 4]:
+        (shelf / name).unlink(missing_ok=True)

@@ -31,6 +31,7 @@ def upgrade() -> None:
     _accounts()
     _datasets()
     _items()
+    _lists()
     _models()
     op.add_column(
         "operations",
@@ -112,13 +113,87 @@ def _items() -> None:
         sa.UniqueConstraint("id", name=op.f("item_states_id_key")),
     )
     op.create_index("item_states_item", "item_states", ["item_id"])
-    op.create_index("annotations_label", "annotations", ["label_id", "item_id"])
+    op.create_index("annotations_label", "annotations", ["label_id", "item_id", "deleted_at"])
     op.add_column("annotations", sa.Column("origin", postgresql.JSONB(), nullable=True))
     op.create_check_constraint(
         op.f("annotations_origin_is_imported"),
         "annotations",
         "origin IS NULL OR source = 'import'",
     )
+
+
+def _lists() -> None:
+    """What long lists walk along."""
+    op.create_index(
+        "item_splits_version", "item_splits", ["version_id", "item_id", "split_id"], unique=False
+    )
+    op.create_index(
+        "post_processor_jobs_version",
+        "post_processor_jobs",
+        ["version_id", "status", "item_id"],
+        postgresql_where=sa.text("status <> 'processing'"),
+    )
+    op.create_index(
+        "post_processor_jobs_listed",
+        "post_processor_jobs",
+        ["post_processor_id", "status", "id"],
+        postgresql_where=sa.text("status IN ('pending','completed')"),
+    )
+    op.create_index("post_processors_dataset", "post_processors", ["dataset_id"])
+    op.create_table(
+        "unlabelled_items",
+        sa.Column("split_id", sa.UUID(), nullable=False),
+        sa.Column("item_id", sa.UUID(), nullable=False),
+        sa.PrimaryKeyConstraint("split_id", "item_id", name=op.f("unlabelled_items_pkey")),
+        postgresql_with={
+            "autovacuum_vacuum_scale_factor": 0.02,
+            "autovacuum_vacuum_threshold": 500,
+        },
+    )
+    op.execute(_ALL)
+    for name, body in _KEEPERS.items():
+        op.execute(
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off "
+            f"SET enable_hashjoin = off AS $$ BEGIN {body} RETURN NULL; END $$"
+        )
+    for table, event, rows, name in _EVENTS:
+        op.execute(
+            f"CREATE TRIGGER {name}_{event.lower()} AFTER {event} ON {table} "
+            f"REFERENCING {rows} TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+        )
+
+
+# Looked up one by one: plans are kept, and what is planned for few rows must do for many.
+_BARE = """(SELECT true FROM annotations a WHERE a.item_id = m.item_id
+  AND a.version_id = m.version_id AND a.deleted_at IS NULL LIMIT 1) IS NULL"""
+_ALL = f"""
+INSERT INTO unlabelled_items SELECT m.split_id, m.item_id FROM item_splits m WHERE {_BARE}"""  # noqa: S608
+_ENTER = """
+INSERT INTO unlabelled_items SELECT DISTINCT m.split_id, m.item_id FROM changed c
+JOIN item_splits m ON m.item_id = c.item_id AND m.version_id = c.version_id
+WHERE {which} {bare} ON CONFLICT DO NOTHING;
+"""
+_KEEPERS = {
+    "unlabelled_items_annotated": """
+DELETE FROM unlabelled_items u USING changed c, item_splits m
+WHERE c.deleted_at IS NULL AND m.item_id = c.item_id AND m.version_id = c.version_id
+AND u.split_id = m.split_id AND u.item_id = m.item_id;
+"""
+    + _ENTER.format(which="c.deleted_at IS NOT NULL AND", bare=_BARE),
+    "unlabelled_items_cleared": _ENTER.format(which="", bare=_BARE),
+    "unlabelled_items_joined": _ALL.replace("item_splits", "changed") + " ON CONFLICT DO NOTHING;",
+    "unlabelled_items_left": """
+DELETE FROM unlabelled_items u USING changed c
+WHERE u.split_id = c.split_id AND u.item_id = c.item_id;
+""",
+}
+_EVENTS = (
+    ("annotations", "INSERT", "NEW", "unlabelled_items_annotated"),
+    ("annotations", "UPDATE", "NEW", "unlabelled_items_annotated"),
+    ("annotations", "DELETE", "OLD", "unlabelled_items_cleared"),
+    ("item_splits", "INSERT", "NEW", "unlabelled_items_joined"),
+    ("item_splits", "DELETE", "OLD", "unlabelled_items_left"),
+)
 
 
 def _models() -> None:
