@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 p
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test unit properties outage test-system check lint format bench docs requirements clean
+.PHONY: help install demo test unit properties outage test-system oracle check lint format bench docs requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +67,11 @@ test-system: install ## Run the tests that need Debian's packages redis-server, 
 	.ci/debian-packages.sh
 	$(BIN)/python -m pytest tests -m system $(ARGS)
 
+oracle: install ## Ask Datumaro, in an environment of its own, what our COCO and YOLO archives say
+	@test -x $(VENV)-oracle/bin/python || "$(BIN)/python" -m venv $(VENV)-oracle
+	@$(VENV)-oracle/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/oracle.txt
+	PYTHONPATH=tests $(BIN)/python -m oracle.compare $(VENV)-oracle/bin/python
+
 check: lint unit ## Run what should pass before every commit: lint and the unit tests
 
 lint: install ## Check style, format, types and import contracts; changes nothing
@@ -90,5 +95,5 @@ requirements: install ## Pin every package anew in requirements/, within the bou
 	@.ci/pin $(BIN)/uv
 
 clean: ## Remove caches and .venv; data folders stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov dist
+	rm -rf $(VENV) $(VENV)-oracle .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov dist
 	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ from api_shapes import (
     ANNOTATION,
     APPLICATION,
     BLOB,
+    BULK,
     CONTEXT,
     DATASET,
     INFERENCES,
@@ -103,6 +104,8 @@ class Case:
     """What it answers; None where it answers nothing."""
     status: int = 200
     body: Any = None
+    lines: bool = False
+    """Whether its body is JSON Lines, written down here as a list."""
     file: tuple[str, bytes, str] | None = None
     query: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
@@ -139,6 +142,9 @@ class Case:
         content = filled(self.body if body is ... else body, ids)
         if self.file is not None:
             options["files"] = {"file": self.file}
+        elif self.lines and isinstance(content, list):
+            options["content"] = "\n".join(json.dumps(line) for line in content)
+            options["headers"] |= {"Content-Type": "application/x-ndjson"}
         elif content is not None:
             # As the contract's own client does: JSON without a content type.
             options["content"] = json.dumps(content)
@@ -182,6 +188,7 @@ ACCOUNTS = [
     Case(
         method="POST",
         path="/login",
+        fresh=True,
         shape=LOGIN,
         is_open=True,
         first=[REGISTER],
@@ -336,6 +343,14 @@ ITEMS = [
             Bad(body={"text": 5}, field="text"),
         ],
     ),
+    Case(
+        method="POST", path=f"{V}/items/bulk", shape=BULK, lines=True,
+        body=[{"name": "one", "text": "first"}, {"text": "second", "splits": ["train"]}],
+        bad=[
+            Bad(body=[{"text": "fine"}, {"text": 5}], field="line 2: text"),
+
+        ],
+    ),
     Case(method="GET", path=I, shape=ITEM),
     Case(
         method="PUT", path=I, shape=ITEM,
@@ -384,7 +399,7 @@ ANNOTATIONS = [
     *(
         Case(
             method="POST", path=f"{V}/annotations/{{annotation_id}}/{action}", shape=ANNOTATION,
-            bodyless=True,
+            bodyless=True, fresh=True,
         )
         for action in ("accept", "reject")
     ),
@@ -423,7 +438,7 @@ PROCESSORS = [
     ),
     Case(method="DELETE", path=f"{P}/{{post_processor_id}}", shape=None, status=204),
     Case(
-        method="POST", path=f"{P}/{{post_processor_id}}/undo", shape=OPERATION,
+        method="POST", path=f"{P}/{{post_processor_id}}/undo", shape=OPERATION, fresh=True,
         body={"version_id": "{version_id}"},
         bad=[Bad(body={"version_id": "nobody's"}, field="version_id")],
     ),
@@ -501,6 +516,7 @@ MODELS = [
 OTHERS = [
     Case(method="GET", path="/operations", shape=[OPERATION], is_account=True),
     Case(method="GET", path="/operations/{operation_id}", shape=OPERATION),
+    Case(method="GET", path="/operations/{export_id}/download", shape=ZIP),
     Case(method="POST", path="/blobs", shape=BLOB, file=NOTE, is_account=True),
 ]
 

@@ -213,4 +213,8 @@ REVIEW = {
     "action": str, "changed": int, "already": int, "conflicts": int, "missing": int,
     "operation": Optional(OPERATION),
 }  # fmt: skip
+BULK = {
+    "items": int, "items_created": int, "annotations_created": int, "jobs_planned": int,
+    "repeated": bool, "operation": OPERATION,
+}  # fmt: skip
 BLOB = {"sha256": str, "size_bytes": int}

@@ -17,7 +17,10 @@ from PIL import Image
 from api_server import Api, new_user, served_api
 from factories import World, classes
 from ppworker.errors import RunnerTimeout
+from ppworker.pipeline.control import operations
+from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.deps import Deps
+from ppworker.pipeline.transfer import export
 from ppworker.store import tables
 
 UNNOTED = {"api_keys": "last_used_at", "users": "updated_at"}
@@ -128,6 +131,7 @@ def make_things(api: Api, user_id: UUID, me: httpx2.Client) -> Things:
         "post_processor_id": own["id"],
         "scripted_processor_id": good.id,
         "operation_id": made(me.get("/operations"))[0]["id"],
+        "export_id": _exported(world),
         "mark": mark,
         **_models(me, mark),
         "friend_id": _friend(api, mark),
@@ -136,6 +140,15 @@ def make_things(api: Api, user_id: UUID, me: httpx2.Client) -> Things:
     ids["email"] = f"{mark}@example.org"
     made(me.post(f"/datasets/{world.dataset.id}/share", json={"email": ids["email"]}))
     return Things(api, me, world, {name: str(id_) for name, id_ in ids.items()}, [mark])
+
+
+def _exported(world: World) -> UUID:
+    """The operation that made an archive, as when nobody waited for it."""
+    asked = export.begin(
+        world.deps, world.user, world.dataset.version_id, split=None, format_name="ppworker"
+    )
+    operations.follow(world.deps, STEPS, world.user, asked.operation_id, until=lambda: False)
+    return asked.operation_id
 
 
 def _models(me: httpx2.Client, mark: str) -> dict[str, str]:
@@ -171,7 +184,7 @@ def digest(api: Api) -> dict[str, str]:
         f'FROM (SELECT {row_of(name)} AS r FROM "{name}" t) q'
         for name in watched()
     )
-    return {name: value for name, value in api.world.sql(parts)}
+    return dict(map(tuple, api.world.sql(parts)))
 
 
 def rows(api: Api) -> set[tuple[str, str]]:

@@ -4,6 +4,7 @@ Each public method of the client is called here or has its excuse in `docs/sdk.p
 """
 
 import ast
+import gc
 import inspect
 import json
 import random
@@ -37,7 +38,6 @@ TOLD = runpy.run_path(str(ROOT / "docs" / "sdk.py"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("seeme-sdk"),
-    # The client leaves its files to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -74,10 +74,11 @@ def client(backend: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The client writes where it stands."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The client writes where it stands, and leaves its files to the garbage collector."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    gc.collect()
 
 
 @pytest.fixture
@@ -401,10 +402,11 @@ def test_annotations_and_label_stats(client: Any, place: Any) -> None:
     )  # fmt: skip
     assert stats() == {"dog": 1, "cat": 0, "": 2}
     made.label_id = labels["cat"]
-    assert client.update_annotation(place.id, place.v, made).label_id == labels["cat"]
+    changed = client.update_annotation(place.id, place.v, made)
+    assert changed.label_id == labels["cat"]
     assert stats() == {"dog": 0, "cat": 1, "": 2}
     (listed,) = client.get_dataset_items(place.id, place.v, params={"labelId": labels["cat"]})
-    assert listed.annotations == [made]
+    assert listed.annotations == [changed]
     unlabelled = client.get_dataset_items(
         place.id, place.v, params={"onlyUnlabelled": True, "splitId": place.s, "pageSize": 1}
     )

@@ -57,6 +57,8 @@ def test_nothing_breaks_the_published_schema(api: Api, tmp_path: Path) -> None:
 def configuration(things: list[Things], each: int) -> str:
     """The fuzzer's own settings: every check, and ids of what there is, most of the time."""
     lines = [
+        "[cache]",
+        "enabled = false",
         "[checks]",
         "enabled = true",
         "[generation]",

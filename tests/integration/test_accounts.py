@@ -1,5 +1,8 @@
 """Users and keys: what lets somebody in, what does not, what is remembered of it."""
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,9 @@ from fastapi import APIRouter
 from api_server import Api, new_user, served
 from factories import World
 from ppworker.api.app import create_app
-from ppworker.errors import Conflict, Invalid, NotFound
+from ppworker.errors import Conflict, Invalid, NotFound, Unauthenticated
 from ppworker.pipeline.setup import accounts as making
+from ppworker.pipeline.setup import logins
 from ppworker.pipeline.setup.accounts import Person
 from ppworker.store import accounts
 
@@ -250,3 +254,38 @@ def test_the_published_schema_names_every_error(api: Api) -> None:
             assert about["security"] == [{"key": []}, {"older": []}], (method, path)
             if method in {"post", "put"} and "requestBody" in about:
                 assert {"400", "413", "422"} <= told, (method, path)
+
+
+def test_the_command_line_makes_accounts_and_reads_passwords_from_standard_input(
+    world: World, database_url: str, tmp_path: Path
+) -> None:
+    def run(*arguments: str, stdin: str = "", code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "ppworker", *arguments],
+            env=os.environ
+            | {"PPWORKER_DATABASE_URL": database_url, "PPWORKER_DATA_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            input=stdin,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    def let_in(password: str) -> bool:
+        try:
+            logins.log_in(world.deps, "anna", password, address="10.0.0.1")
+        except Unauthenticated:
+            return False
+        return True
+
+    email = ("--email", "anna@example.org")
+    told = run("users", "create", "anna", *email, "--password", stdin="first one\r\nmore\n")
+    assert let_in("first one")
+    assert "password: has 1 to 256" in run("users", "password", "anna", stdin="\n", code=2)
+    told += run("users", "password", "anna", stdin="second one")
+    assert not let_in("first one")
+    assert let_in("second one")
+    assert "one" not in told
+    assert "--email" in run("users", "create", "bob", "--email", "ANNA@example.org", code=2)

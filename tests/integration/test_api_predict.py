@@ -160,7 +160,7 @@ def test_a_bad_question_is_refused_and_nothing_is_kept(served: Api, subtests: An
     assert served.me.get(f"/models/{own}/stats").json() == 0
     collects = model(served, runner="")
     refused = ask(served, collects, "x")
-    assert (refused.status_code, refused.json()["field"]) == (422, "model_id")
+    assert (refused.status_code, refused.json()["field"]) == (409, "model_id")
     for id_ in (str(uuid4()), "x"):
         assert ask(served, id_, "x").status_code == 404
     assert served.me.post(f"/inferences/{own}/versions/{uuid4()}", json={}).status_code == 404
@@ -224,9 +224,11 @@ def test_what_was_said_elsewhere_is_kept_and_its_file_follows(served: Api) -> No
     assert reported["error_reported"] is True
     assert reported["inference_items"] == kept["inference_items"], "nested lists are no change"
     assert (reported["prediction"], reported["dataset_item_id"]) == ("", "")
+    unknown = {"model_version_id": str(uuid4())}
+    refused = served.me.post(f"/inferences/{own}/add", json=unknown)
+    assert (refused.status_code, refused.json()["field"]) == (409, "model_version_id")
     for wrong, field in (
         ({"confidence": 2}, "confidence"),
-        ({"model_version_id": str(uuid4())}, "model_version_id"),
         ({"inference_items": [{"confidence": -1}]}, "inference_items[0].confidence"),
         ({"name": 5}, "name"),
         ({"inference_time": 5.5}, "inference_time"),

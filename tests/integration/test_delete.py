@@ -1,5 +1,6 @@
 """What is deleted is gone at once, and removed exactly, whoever works or dies meanwhile."""
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from factories import World, classes
+from ppworker.cli import program
+from ppworker.cli.session import USER
 from ppworker.errors import Conflict, NotFound
 from ppworker.pipeline.control import operations
 from ppworker.pipeline.control.operation_steps import STEPS
@@ -22,7 +25,6 @@ from ppworker.pipeline.setup import catalogue
 from ppworker.pipeline.transfer import delete, duplicate
 from ppworker.pipeline.uploads import ingest
 from ppworker.store import datasets, deletions, labels, stats, versions
-from ppworker.store import operations as operation_store
 from ppworker.store.datasets import Split
 from ppworker.store.operations import Operation
 from ppworker.store.versions import Version
@@ -122,7 +124,7 @@ def rich(world: World, count: int = 6) -> list[UUID]:
     """Items with everything: a model's annotations, a person's, states, jobs and results."""
     done = world.processor("done")
     ids = world.add(*(f"text {i}" for i in range(count)))
-    world.run(done, lambda each: classes("cat", "dog"))
+    world.run(done, classes("cat", "dog"))
     waiting = world.processor("waiting")
     from ppworker.pipeline.control import operate
 
@@ -359,7 +361,7 @@ def test_the_operation_may_die_at_every_chunk(world, worlds):
     rich(world, 9)
     copied(world)
     operation = delete.dataset(world.deps, world.dataset)
-    small = {delete.KIND: lambda deps, found: delete.step(deps, replace(found, chunk=2))}
+    small = in_chunks(2)
     deaths = 0
     for _ in range(100):
         died = kill_within_a_chunk(world, small, operation.id)
@@ -369,13 +371,7 @@ def test_the_operation_may_die_at_every_chunk(world, worlds):
             break
         expire_operations(world)
         # The one after it does one chunk, and gives the operation back.
-        turns = iter([False, False, True])
-        operations.run(
-            world.deps,
-            small,
-            operation_id=operation.id,
-            until=lambda turns=turns: next(turns, True),
-        )
+        one_chunk(world, operation.id, size=2)
         world.check()
     assert deaths >= 3
     assert finish(world, operation).status == "completed"
@@ -385,6 +381,21 @@ def test_the_operation_may_die_at_every_chunk(world, worlds):
         "SELECT name, description, notes FROM datasets WHERE id = :d", d=world.dataset.id
     )
     assert [tuple(row) for row in left] == [("", "", "")]
+
+
+def in_chunks(size: int) -> dict[str, operations.Step]:
+    """The operation in chunks of that size."""
+
+    def step(deps: Deps, found: Operation) -> operations.Write:
+        return delete.step(deps, replace(found, chunk=size))
+
+    return {delete.KIND: step}
+
+
+def one_chunk(world: World, id_: UUID | None, *, size: int) -> None:
+    """Do one chunk of an operation, or of any, and give it back."""
+    turns = iter([False, False, True])
+    operations.run(world.deps, in_chunks(size), operation_id=id_, until=lambda: next(turns, True))
 
 
 class Killed(BaseException):
@@ -404,7 +415,7 @@ def kill_within_a_chunk(world: World, steps: dict[str, Any], operation_id: UUID)
         return work
 
     real = operations._end_attempt
-    operations._end_attempt = lambda *_: None  # who is dead gives nothing back
+    operations._end_attempt = lambda *_: None  # type: ignore[assignment]  # who is dead gives nothing back
     try:
         operations.run(world.deps, {delete.KIND: dying}, operation_id=operation_id)
     except Killed:
@@ -509,20 +520,10 @@ def test_an_upload_to_a_split_that_is_deleted_meanwhile_is_told_so(world):
 def test_chunks_cost_the_same_statements_whatever_their_size(world, statements):
     rich(world, 12)
     counts = set()
-    for chunk in (1, 4, 6):
-        operation = delete.split(world.deps, world.train) if chunk == 1 else operation  # noqa: F821
+    operation = delete.split(world.deps, world.train)
+    for size in (1, 4, 6):
         with statements() as told:
-            turns = iter([False, False, True])
-            operations.run(
-                world.deps,
-                {
-                    delete.KIND: lambda deps, found, chunk=chunk: delete.step(
-                        deps, replace(found, chunk=chunk)
-                    )
-                },
-                operation_id=operation.id,
-                until=lambda turns=turns: next(turns, True),
-            )
+            one_chunk(world, operation.id, size=size)
         counts.add(len(told))
         expire_operations(world)
     assert len(counts) == 1
@@ -541,6 +542,30 @@ def test_the_user_of_a_deleted_account_leaves_nothing(world, worlds):
     assert rows(world) == {"dataset_splits": 3, "dataset_versions": 1}
     assert more.name not in {row.name for row in world.sql("SELECT name FROM datasets")}
     assert other.dataset.id is not None
+
+
+def test_the_command_line_deletes_and_duplicates(worlds, monkeypatch, capsys, database_url):
+    world = worlds(username=USER)
+    monkeypatch.setenv("PPWORKER_DATABASE_URL", database_url)
+    monkeypatch.setenv("PPWORKER_DATA_DIR", str(world.deps.settings.data_dir))
+
+    def run(*words: str) -> Any:
+        assert program._run([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    rich(world, 3)
+    about = world.dataset.name
+    copy = run("versions", "duplicate", about, "v1", "--name", "mine")
+    assert (copy["status"], copy["counts"]["items"]) == ("completed", 3)
+    assert [each["name"] for each in run("versions", "list", about)] == ["v1", "mine"]
+    assert run("labels", "delete", about, "CAT")["counts"] == {"annotations": 3, "labels": 1}
+    assert run("splits", "delete", f"{about}/train")["done"] == 3
+    assert run("versions", "delete", about, "mine")["status"] == "completed"
+    assert run("datasets", "delete", about, "--no-wait")["status"] == "pending"
+    assert run("datasets", "list") == []
+    while operations.run(world.deps, STEPS) is not None:
+        pass
+    assert rows(world) == {}
 
 
 STEP = st.one_of(
@@ -611,12 +636,7 @@ class Shared:
 
     def do_chunk(self, size: int, _: int) -> None:
         expire_operations(self.world)
-        turns = iter([False, False, True])
-        operations.run(
-            self.world.deps,
-            {delete.KIND: lambda deps, found: delete.step(deps, replace(found, chunk=size))},
-            until=lambda: next(turns, True),
-        )
+        one_chunk(self.world, None, size=size)
 
     def forget(self) -> None:
         for item, version, label in list(self.annotated):

@@ -12,6 +12,7 @@ import pytest
 
 from api_server import Api, served_api
 from factories import World, classes
+from lock_words import waiting
 from ppworker.domain import edit
 from ppworker.errors import NotFound, Stale
 from ppworker.pipeline.deps import Deps
@@ -294,7 +295,9 @@ def test_a_label_that_is_being_deleted_gets_no_new_annotation(world: World) -> N
         assert store.hold_labels(tx, version, {cat}) == {cat}
         thread = threading.Thread(target=mark)
         thread.start()
-        assert not marked.wait(0.2)
+        while not waiting(tx) and not marked.is_set():
+            threading.Event().wait(0.01)
+        assert not marked.is_set()
     thread.join()
     with world.deps.db.begin() as tx:
         assert store.hold_labels(tx, version, {cat}) == set()

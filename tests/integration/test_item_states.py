@@ -11,6 +11,7 @@ import pytest
 
 from api_server import Api, new_user, served_api
 from factories import World
+from lock_words import waiting
 from ppworker.errors import Stale
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.edits import states
@@ -119,15 +120,6 @@ def test_a_stranger_sees_no_state(api: Api) -> None:
     assert api.me.get(f"{api.version}/items/{uuid4()}/state").status_code == 404
 
 
-def waiting(world: World) -> int:
-    """How many sessions wait for a lock."""
-    ((found,),) = world.sql(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND wait_event_type = 'Lock'"
-    )
-    return int(found)
-
-
 def test_of_fifty_who_read_the_same_version_exactly_one_is_followed(world: World) -> None:
     (item,) = world.add("x")
     barrier = threading.Barrier(50)
@@ -147,7 +139,7 @@ def test_of_fifty_who_read_the_same_version_exactly_one_is_followed(world: World
         for thread in threads:
             thread.start()
         # All of them meet at the item before any has read what there is.
-        while not ends and waiting(world) < 5:
+        while not ends and waiting(tx) < 5:
             threading.Event().wait(0.01)
         assert ends == []
     for thread in threads:

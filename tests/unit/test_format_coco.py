@@ -73,7 +73,7 @@ def test_a_file_of_annotations_has_what_the_format_asks_for():
          "segmentation": [[0, 0, 10, 0, 10, 10]], "iscrowd": 0},
     ]  # fmt: skip
     valid = json.loads(members["annotations/instances_valid.json"])
-    assert valid["images"] == [{"id": 1, "file_name": "2.jpg"}]
+    assert valid["images"] == [{"id": 2, "file_name": "2.jpg"}]
     assert valid["annotations"] == []
     assert not report.losses
 

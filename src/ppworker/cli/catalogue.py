@@ -1,13 +1,19 @@
-"""``datasets``, ``splits`` and ``labels``: create and list."""
+"""``datasets``, ``splits`` and ``labels``: create, list and delete."""
 
 from typing import Annotated, Any
 
 import typer
 
-from ppworker.cli import render
+from ppworker.cli import operations, render
+from ppworker.cli.operations import Wait
 from ppworker.cli.session import Call, command, group, session
+from ppworker.domain.labels import normalise_label
+from ppworker.errors import NotFound
 from ppworker.pipeline.setup import catalogue
-from ppworker.store import datasets, labels
+from ppworker.pipeline.transfer import delete
+from ppworker.store import datasets, labels, versions
+from ppworker.store.db import Tx
+from ppworker.store.labels import Label
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 DatasetRef = Annotated[
@@ -67,6 +73,15 @@ def list_datasets(call: Call) -> None:
         render.table(rows, columns, empty="no datasets; `ppworker datasets create NAME` makes one")
 
 
+@command(_datasets, "delete")
+def delete_dataset(call: Call, dataset: DatasetRef, *, wait: Wait = True) -> None:
+    """Delete a dataset with all that is in it; it is gone at once, its rows go step by step."""
+    with session(call) as s:
+        found = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
+        done = operations.ended(s, delete.dataset(s.deps, found), wait=wait)
+    operations.finish(call, done)
+
+
 @command(_splits, "create")
 def create_split(call: Call, dataset: DatasetRef, name: Name) -> None:
     """Create a split in a dataset."""
@@ -92,6 +107,22 @@ def list_splits(call: Call, dataset: DatasetRef) -> None:
         render.table(rows, ("id", "name"), empty="no splits")
 
 
+@command(_splits, "delete")
+def delete_split(
+    call: Call,
+    split: Annotated[
+        str, typer.Argument(metavar="SPLIT", help="DATASET/SPLIT or an id.", show_default=False)
+    ],
+    *,
+    wait: Wait = True,
+) -> None:
+    """Delete a split with the items that are in no other one."""
+    with session(call) as s:
+        found = s.read(lambda tx: datasets.get_split(tx, s.user_id, split))
+        done = operations.ended(s, delete.split(s.deps, found), wait=wait)
+    operations.finish(call, done)
+
+
 @command(_labels, "create")
 def create_label(call: Call, dataset: DatasetRef, name: Name) -> None:
     """Create a label in a dataset."""
@@ -115,6 +146,32 @@ def list_labels(call: Call, dataset: DatasetRef) -> None:
         render.as_json(rows)
     else:
         render.table(rows, ("id", "index", "name", "color"), empty="no labels yet")
+
+
+@command(_labels, "delete")
+def delete_label(call: Call, dataset: DatasetRef, name: Name, *, wait: Wait = True) -> None:
+    """Delete a label of a dataset with its annotations."""
+    with session(call) as s:
+        parent = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
+        found = s.read(lambda tx: _label(tx, parent, name))
+        version = s.read(
+            lambda tx: versions.find_version(tx, s.user_id, parent.id, parent.version_id)
+        )
+        if version is None:
+            raise NotFound(f"dataset '{parent.name}' was deleted", field="dataset")
+        done = operations.ended(s, delete.label(s.deps, version, found), wait=wait)
+    operations.finish(call, done)
+
+
+def _label(tx: Tx, dataset: datasets.Dataset, name: str) -> Label:
+    form, id_ = normalise_label(name), datasets.as_id(name)
+    for label in labels.list_labels(tx, dataset.version_id):
+        if label.id == id_ or normalise_label(label.name) == form:
+            return label
+    raise NotFound(
+        f"no label '{name}'; `ppworker labels list {dataset.name}` shows those there are",
+        field="name",
+    )
 
 
 def _dataset(dataset: datasets.Dataset) -> dict[str, Any]:

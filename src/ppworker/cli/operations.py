@@ -26,6 +26,10 @@ _FACTS = (
 
 OperationRef = Annotated[str, typer.Argument(metavar="OPERATION", show_default=False)]
 
+Wait = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Wait for the end, or leave it to the workers.")
+]
+
 _operations = typer.Typer()
 
 
@@ -110,6 +114,11 @@ def finish(call: Call, operation: Operation, **more: Any) -> None:
     tell(call, operation, **more)
     if operation.status == Status.FAILED:
         raise typer.Exit(_FAILED)
+
+
+def ended(s: Session, begun: Operation, *, wait: bool) -> Operation:
+    """An operation at its end, or as it is now where nobody waits for it."""
+    return follow(s, begun.id) if wait else begun
 
 
 def follow(s: Session, operation_id: UUID) -> Operation:

@@ -26,9 +26,10 @@ _COMMANDS = {
     "status": ("status", "Show what is due, running, done and failed."),
     "top": ("top", "Watch the state of all jobs, live."),
     "health": ("health", "Ask a running process whether it is live, started or ready."),
-    "datasets": ("catalogue", "Create and list datasets."),
-    "splits": ("catalogue", "Create and list splits of datasets."),
-    "labels": ("catalogue", "Create and list labels of datasets."),
+    "datasets": ("catalogue", "Create, list and delete datasets."),
+    "versions": ("versions", "List, duplicate and delete versions of datasets."),
+    "splits": ("catalogue", "Create, list and delete splits of datasets."),
+    "labels": ("catalogue", "Create, list and delete labels of datasets."),
     "processors": ("processors", "Create, try, pause and backfill post-processors."),
     "items": ("items", "Add items and look at them."),
     "inferences": ("inferences", "Add inferences made elsewhere to a split."),
@@ -60,8 +61,8 @@ _FLAGS = {
 } | {
     name: "--" + name.replace("_", "-")
     for name in (
-        "batch_size", "expires_days", "key", "max_attempts", "max_new_labels", "on_failure",
-        "order", "reason", "runner", "status",
+        "batch_size", "email", "expires_days", "firstname", "key", "max_attempts",
+        "max_new_labels", "on_failure", "order", "reason", "runner", "status",
     )
 }  # fmt: skip
 """How a field of a request is written on the command line."""

@@ -126,6 +126,7 @@ class ArchiveWriter:
         key = name + _BEHIND if is_behind else name
         if key not in self._spools:
             self._spools[key] = self._part(f"spool-{len(self._spools)}")
+            _cut(self._spools[key], 0)  # of what a chunk that died left in it
         self._spools[key].write(text.encode("utf-8", "replace"))
 
     def checkpoint(self) -> dict[str, Any]:

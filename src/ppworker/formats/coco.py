@@ -97,19 +97,17 @@ class _SplitFile:
 
     def add(self, image: dict[str, Any], marks: list[dict[str, Any]]) -> None:
         member, images, written = self._state
-        images += 1
-        self._out.append(member, _line(images, {"id": images} | image))
-        for number, mark in enumerate(marks, start=written + 1):
-            line = _line(number, {"id": number, "image_id": images} | mark)
-            self._out.append(member, line, is_behind=True)
-        self._state[1:] = [images, written + len(marks)]
+        self._out.append(member, _line(image, is_first=images == 0))
+        for number, mark in enumerate(marks, start=written):
+            self._out.append(member, _line(mark, is_first=number == 0), is_behind=True)
+        self._state[1:] = [images + 1, written + len(marks)]
 
     def finish(self) -> None:
         self._out.append(self._state[0], "]}\n", is_behind=True)
 
 
-def _line(number: int, value: dict[str, Any]) -> str:
-    return (",\n" if number > 1 else "\n") + _to_json(value)
+def _line(value: dict[str, Any], *, is_first: bool) -> str:
+    return ("\n" if is_first else ",\n") + _to_json(value)
 
 
 class _Writer:
@@ -124,12 +122,12 @@ class _Writer:
         self._out = out
         self._about = about
         self._open_file = open_file
-        self._files: dict[str, list[Any]] = state.setdefault("files", {})
-        """By split."""
+        self._state = state
+        """Numbers of pictures and annotations: the same in every file that has them."""
         self._ledger = ledger.Ledger(report, LOSSES)
         self._categories = {label.name: at for at, label in enumerate(about.labels, start=1)}
-        if state.setdefault("is_new", True):
-            state["is_new"] = False
+        if not state:
+            state |= {"files": {}, "images": 0, "marks": 0}
             self._ledger.version(about)
             colours.write(out, about)
             for split in about.splits:
@@ -140,8 +138,8 @@ class _Writer:
         member = self._out.reserve("annotations", wanted)
         if member != f"annotations/{wanted}":
             self._ledger.lose("split_names", split)
-        self._files[split] = [member, 0, 0]
-        _SplitFile(self._out, self._files[split]).begin(self._about)
+        self._state["files"][split] = [member, 0, 0]
+        _SplitFile(self._out, self._state["files"][split]).begin(self._about)
 
     def add(self, record: Record) -> None:
         where = record.name or record.id
@@ -155,18 +153,25 @@ class _Writer:
             self._ledger.lose("file_names", record.name)
         with self._open_file(record) as file:
             self._out.add(member, file)
-        image: dict[str, Any] = {"file_name": file_name}
+        self._state["images"] += 1
+        image: dict[str, Any] = {"id": self._state["images"], "file_name": file_name}
         if record.width and record.height:
             image |= {"width": record.width, "height": record.height}
-        marks = [made for mark in record.marks if (made := self._mark(mark, record, where))]
+        made = [mark for each in record.marks if (mark := self._mark(each, record, where))]
+        first = self._state["marks"] + 1
+        marks = [
+            {"id": number, "image_id": image["id"]} | mark
+            for number, mark in enumerate(made, start=first)
+        ]
+        self._state["marks"] += len(marks)
         for split_file in self._files_of(record):
             split_file.add(image, marks)
 
     def _files_of(self, record: Record) -> list[_SplitFile]:
-        splits = [split for split in record.splits if split in self._files] or [_UNSPLIT]
-        if splits == [_UNSPLIT] and _UNSPLIT not in self._files:
+        splits = [split for split in record.splits if split in self._state["files"]] or [_UNSPLIT]
+        if splits == [_UNSPLIT] and _UNSPLIT not in self._state["files"]:
             self._begin(_UNSPLIT)
-        return [_SplitFile(self._out, self._files[split]) for split in splits]
+        return [_SplitFile(self._out, self._state["files"][split]) for split in splits]
 
     def _mark(self, mark: Mark, record: Record, where: str) -> dict[str, Any]:
         """An annotation, or nothing, which is counted."""
@@ -180,7 +185,7 @@ class _Writer:
         return made if mark.score is None else made | {"score": mark.score}
 
     def finish(self) -> None:
-        for state in self._files.values():
+        for state in self._state["files"].values():
             _SplitFile(self._out, state).finish()
 
 

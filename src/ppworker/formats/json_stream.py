@@ -23,6 +23,8 @@ _WINDOW = 64 << 10
 """Bytes read at least at a time."""
 _LONGEST_WORD = 16
 """No escape, and no word such as ``false``, is longer."""
+_LONGEST_JOINT = 3
+"""What may stand between two digits of a number (``e+``), and a digit."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 Element = tuple[str, int, Any]
@@ -156,8 +158,9 @@ class _Window:
             except ValueError as error:  # NaN, or an integer of thousands of digits
                 self.refuse(f"is no JSON ({error})", place)
             else:
-                # A number at the very end of the window may go on behind it.
-                if end < len(self._text) or not self._more():
+                # A number at the end of the window may go on behind it: 1, 1.5, 1.5e+3.
+                is_open = len(self._text) - end < _LONGEST_JOINT and isinstance(value, int | float)
+                if not is_open or not self._more():
                     if end - self._at > MAX_ELEMENT:
                         self.refuse(f"is longer than {MAX_ELEMENT:,} characters", place)
                     if self._brackets(end) > MAX_DEPTH and _depth(value) > MAX_DEPTH:
@@ -180,16 +183,17 @@ class _Window:
         """Read on, at least as much again as is undecided; whether anything came."""
         if self._is_over:
             return False
-        undecided = self._text[self._at :]
+        undecided = len(self._text) - self._at
         try:
-            read = self._file.read(max(_WINDOW, len(undecided)))
+            read = self._file.read(max(_WINDOW, undecided))
             self._is_over = not read
-            self._text = undecided + self._decode.decode(read, final=self._is_over)
+            decoded = self._decode.decode(read, final=self._is_over)
         except UnicodeDecodeError:
             self.refuse("is not UTF-8")
-        self._at = 0
-        # A window may end within a character, which is no end of the file.
-        return not self._is_over or len(self._text) > len(undecided)
+        if decoded:
+            self._text, self._at = self._text[self._at :] + decoded, 0
+        # What was read may end within its first character, which is no end of the file.
+        return bool(decoded) or not self._is_over
 
 
 def _depth(value: Any) -> int:

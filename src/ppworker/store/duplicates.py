@@ -62,11 +62,13 @@ JOIN dataset_splits s ON s.id = w.old
 
 
 class Frame(NamedTuple):
-    """A copy without items: which of its rows stands for which."""
+    """A copy without items: which of its splits stands for which.
+
+    A label stands for that of the same index and time: an index alone may be given anew.
+    """
 
     target: UUID
     splits: dict[UUID, UUID]
-    labels: dict[UUID, UUID]
 
 
 def copy_frame(tx: Tx, source: Version, *, name: str, description: str) -> Frame | None:
@@ -76,8 +78,8 @@ def copy_frame(tx: Tx, source: Version, *, name: str, description: str) -> Frame
     frame = Frame(
         target=new_id(),
         splits={id_: new_id() for id_ in _own(tx, _OWN_SPLITS, source.id)},
-        labels={id_: new_id() for id_ in _own(tx, _OWN_LABELS, source.id)},
     )
+    labels = {id_: new_id() for id_ in _own(tx, _OWN_LABELS, source.id)}
     default = frame.splits.get(source.default_split) if source.default_split else None
     tx.execute(
         _VERSION,
@@ -89,7 +91,7 @@ def copy_frame(tx: Tx, source: Version, *, name: str, description: str) -> Frame
             "default": default,
         },
     )
-    for statement, ids in ((_LABELS, frame.labels), (_SPLITS, frame.splits)):
+    for statement, ids in ((_LABELS, labels), (_SPLITS, frame.splits)):
         tx.execute(
             statement,
             {"target": frame.target, "olds": bulk.uuids(ids), "news": bulk.uuids(ids.values())},
@@ -177,10 +179,11 @@ SELECT {_NEW_ID}, :target, item_id, new_label, new_split, user_id, kind, geometr
   coordinates, text, page, score, source, post_processor_id, job_id, inference_id, model_version,
   review, fingerprint, created_at, updated_at, deleted_at
 FROM (
-  SELECT a.*, l.new AS new_label, s.new AS new_split, row_number() OVER (ORDER BY a.id) AS n
+  SELECT a.*, l.id AS new_label, s.new AS new_split, row_number() OVER (ORDER BY a.id) AS n
   FROM annotations a
-  JOIN unnest(CAST(:old_labels AS uuid[]), CAST(:new_labels AS uuid[])) AS l(old, new)
-    ON l.old = a.label_id
+  JOIN labels own ON own.id = a.label_id AND own.deleted_at IS NULL
+  JOIN labels l ON l.version_id = :target AND l."index" = own."index"
+    AND l.created_at = own.created_at
   LEFT JOIN unnest(CAST(:old_splits AS uuid[]), CAST(:new_splits AS uuid[])) AS s(old, new)
     ON s.old = a.split_id
   WHERE a.item_id = ANY(CAST(:items AS uuid[])) AND a.version_id = :source) copied
@@ -199,9 +202,10 @@ SELECT :target, item_id, post_processor_id, job_id, raw, model_version, input_re
 FROM job_results WHERE item_id = ANY(CAST(:items AS uuid[])) AND version_id = :source
 """)
 _UNLABELLED = sa.text("""
-SELECT count(*) FROM annotations a
+SELECT count(*) FROM annotations a JOIN labels own ON own.id = a.label_id AND own.deleted_at IS NULL
 WHERE a.item_id = ANY(CAST(:items AS uuid[])) AND a.version_id = :source AND a.deleted_at IS NULL
-  AND a.label_id <> ALL(CAST(:old_labels AS uuid[]))
+  AND NOT EXISTS (SELECT 1 FROM labels l WHERE l.version_id = :target
+    AND l."index" = own."index" AND l.created_at = own.created_at)
 """)
 _COUNT = sa.text("""
 SELECT count(DISTINCT item_id) FROM item_splits
@@ -220,8 +224,6 @@ def copy_items(tx: Tx, source_id: UUID, frame: Frame, item_ids: Sequence[UUID]) 
         "items": bulk.uuids(item_ids),
         "old_splits": bulk.uuids(frame.splits),
         "new_splits": bulk.uuids(frame.splits.values()),
-        "old_labels": bulk.uuids(frame.labels),
-        "new_labels": bulk.uuids(frame.labels.values()),
     }
     tx.execute(_MEMBERSHIPS, values)
     there = int(tx.execute(_COUNT, values).scalar_one())

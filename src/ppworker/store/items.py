@@ -227,12 +227,14 @@ def find_without_job(
 def without_job(
     tx: Tx, ids: Sequence[UUID], version_id: UUID, post_processor_id: UUID
 ) -> set[UUID]:
-    """Those of the items for which the post-processor has no job; exact when they are locked."""
+    """Those of the items for which the post-processor has no job, and that are still in the
+    version; exact when they are locked."""
     rows = tx.execute(
         sa.text(
             "SELECT w.id FROM unnest(CAST(:ids AS uuid[])) AS w(id) WHERE NOT EXISTS ("
             "SELECT 1 FROM post_processor_jobs j WHERE j.item_id = w.id "
-            "AND j.version_id = :version AND j.post_processor_id = :processor)"
+            "AND j.version_id = :version AND j.post_processor_id = :processor) AND EXISTS ("
+            "SELECT 1 FROM item_splits s WHERE s.item_id = w.id AND s.version_id = :version)"
         ),
         {"ids": bulk.uuids(ids), "version": version_id, "processor": post_processor_id},
     )

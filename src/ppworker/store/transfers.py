@@ -52,6 +52,14 @@ def find_target(tx: Tx, version_id: UUID, *, hold: bool = False) -> Target | Non
     return None if row is None else Target(**row._mapping)  # noqa: SLF001  public by documentation
 
 
+def prefer_indexes(tx: Tx) -> None:
+    """Have this transaction's statements, and its checks of foreign keys, planned by indexes.
+
+    A plan made while a table is empty would scan it for every row of a large import.
+    """
+    tx.execute(sa.text("SET LOCAL enable_seqscan = off"))
+
+
 _HOLD_SPLITS = sa.text(
     "SELECT id FROM dataset_splits WHERE id = ANY(CAST(:ids AS uuid[])) AND deleted_at IS NULL "
     "ORDER BY id FOR SHARE"

@@ -62,5 +62,5 @@ def read_logo(deps: Room, dataset: DatasetPath) -> FileResponse:
         deps.blobs.path(dataset.logo_sha256),
         media_type=dataset.logo_media_type,
         filename=logos.file_name(dataset),
-        content_disposition_type="inline",
+        content_disposition_type="attachment",
     )

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from pydantic import Field, ValidationError
@@ -21,7 +21,7 @@ from ppworker.api.resources.models import ModelPath
 from ppworker.api.turns import Turns
 from ppworker.api.uploads import BODY, OneFile
 from ppworker.api.wire import Asked, Base, Flag, Share, Text
-from ppworker.errors import Invalid, Malformed, NotFound, TooLarge
+from ppworker.errors import Conflict, Malformed, NotFound, TooLarge
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.inferences import collected
 from ppworker.pipeline.inferences.predict import Input
@@ -37,9 +37,15 @@ router = APIRouter(route_class=KeyedRoute, tags=["inferences"], responses=_ERROR
 asking = APIRouter(route_class=KeyedUploadRoute, tags=["inferences"], responses=_ERRORS)
 """Routes that read their body by limits of their own."""
 
+EitherId = Annotated[
+    str, Path(alias="id", description="Of a model, to ask it; of an inference, to change it.")
+]
+"""One path serves both: a published schema must not have two that differ by a name alone."""
+
 PAGE = 25
 _MOST_ITEMS = 10_000
-_WORD = Field(max_length=100_000)
+_WORD = Field(max_length=collected.MAX_WORD)
+_LONG = Field(max_length=collected.MAX_LONG)
 _TEXT_BODY: dict[str, Any] = {
     "schema": {
         "type": "object",
@@ -76,7 +82,7 @@ class PredictionBody(Asked):
 
     prediction: Annotated[str | None, _WORD] = None
     confidence: Annotated[float | None, Field(ge=0, le=1)] = None
-    coordinates: Annotated[str | None, _WORD] = None
+    coordinates: Annotated[str | None, _LONG] = None
 
 
 class InferenceBody(Asked):
@@ -84,25 +90,25 @@ class InferenceBody(Asked):
 
     name: str | None = Field(default=None, examples=["invoice.png"])
     """The text that the model was asked about, or the name of the file."""
-    description: str | None = None
-    prediction: str | None = None
+    description: Annotated[str | None, _LONG] = None
+    prediction: Annotated[str | None, _WORD] = None
     confidence: Annotated[float | None, Field(ge=0, le=1)] = None
     model_version_id: str | None = None
     """A version of the model; by default its active one."""
-    extension: str | None = Field(default=None, examples=["png"])
+    extension: Annotated[str | None, _WORD] = Field(default=None, examples=["png"])
     """Of the file; none where the model was asked about a text."""
     error_reported: bool | None = None
-    error: str | None = None
-    application_id: str | None = None
-    inference_host: str | None = None
-    inference_time: str | None = Field(default=None, examples=["228.278543ms"])
-    end_to_end_time: str | None = None
+    error: Annotated[str | None, _LONG] = None
+    application_id: Annotated[str | None, _WORD] = None
+    inference_host: Annotated[str | None, _WORD] = None
+    inference_time: Annotated[str | None, _WORD] = Field(default=None, examples=["228.278543ms"])
+    end_to_end_time: Annotated[str | None, _WORD] = None
     result: str | None = None
     inference_items: Annotated[list[PredictionBody] | None, Field(max_length=_MOST_ITEMS)] = None
     """Its predictions; a change leaves them as they are."""
     hidden: bool | None = None
     privacy_enabled: bool | None = None
-    config: str | None = None
+    config: Annotated[str | None, _LONG] = None
 
 
 class ModelInferenceItem(Base):
@@ -189,7 +195,13 @@ def chosen_version(deps: Room, caller: Caller, model_id: str, version_id: str) -
         return models.choose(tx, caller.user_id, model_id, version_id)
 
 
+def asked_model(deps: Room, caller: Caller, id_: EitherId) -> Chosen:
+    """The model of a path that may name either."""
+    return chosen(deps, caller, id_)
+
+
 ChosenPath = Annotated[Chosen, Depends(chosen)]
+AskedPath = Annotated[Chosen, Depends(asked_model)]
 ChosenVersionPath = Annotated[Chosen, Depends(chosen_version)]
 
 
@@ -203,12 +215,18 @@ def inference(deps: Room, caller: Caller, inference_id: str) -> ModelInference:
     return found
 
 
+def changed_inference(deps: Room, caller: Caller, id_: EitherId) -> ModelInference:
+    """The inference of a path that may name either."""
+    return inference(deps, caller, id_)
+
+
 InferencePath = Annotated[ModelInference, Depends(inference)]
+ChangedPath = Annotated[ModelInference, Depends(changed_inference)]
 
 
-@asking.post("/inferences/{model_id}", responses=responses(400, 413, 422), openapi_extra=ASKED)
+@asking.post("/inferences/{id}", responses=responses(400, 409, 413, 422), openapi_extra=ASKED)
 async def infer(
-    request: Request, deps: Room, caller: Caller, model: ChosenPath
+    request: Request, deps: Room, caller: Caller, model: AskedPath
 ) -> ModelInferenceAnswer:
     """Ask a model about a file or a text, now; the answer is kept under its id."""
     turns: Turns = request.app.state.turns
@@ -221,7 +239,7 @@ async def infer(
 
 @asking.post(
     "/inferences/{model_id}/versions/{version_id}",
-    responses=responses(400, 413, 422),
+    responses=responses(400, 409, 413, 422),
     openapi_extra=ASKED,
 )
 async def infer_with_version(
@@ -231,7 +249,7 @@ async def infer_with_version(
     return await infer(request, deps, caller, model)
 
 
-@router.post("/inferences/{model_id}/add", responses=responses(400, 413, 422))
+@router.post("/inferences/{model_id}/add", responses=responses(400, 409, 413, 422))
 def add_inference(
     deps: Room, caller: Caller, model: ChosenPath, body: InferenceBody
 ) -> ModelInferenceAnswer:
@@ -250,7 +268,7 @@ def _of_version(deps: Deps, user_id: UUID, model: Chosen, version: str) -> Chose
         with deps.db.look() as tx:
             return models.choose(tx, user_id, str(model.model_id), version)
     except NotFound:
-        raise Invalid("the model has no such version", field="model_version_id") from None
+        raise Conflict("the model has no such version", field="model_version_id") from None
 
 
 @asking.post(
@@ -284,9 +302,9 @@ def download_inference_file(deps: Room, found: InferencePath) -> FileResponse:
     )
 
 
-@router.put("/inferences/{inference_id}", responses=responses(400, 413, 422))
+@router.put("/inferences/{id}", responses=responses(400, 413, 422))
 def change_inference(
-    deps: Room, caller: Caller, found: InferencePath, body: InferenceBody
+    deps: Room, caller: Caller, found: ChangedPath, body: InferenceBody
 ) -> ModelInferenceAnswer:
     """Change what you say of an inference: its name, description, result, error, whether it is
     hidden. What the model said stays."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paths import identity, missing
-from ppworker.api.resources.models import WRITING, ModelPath, built_in_config
+from ppworker.api.resources.models import WRITING, Long, ModelPath, Word, built_in_config
 from ppworker.api.wire import Answer, Asked, Base, Text
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.setup import models
@@ -40,15 +40,15 @@ class MetricAnswer(Answer):
 class ModelVersionBody(Asked):
     """A version as it shall be; null means the default, or unchanged."""
 
-    name: str | None = Field(default=None, examples=["second try"])
-    description: str | None = None
-    config: str | None = None
+    name: Word = Field(default=None, examples=["second try"])
+    description: Long = None
+    config: Long = None
     """JSON text; where it names a runner, it stands for the model's."""
-    application_id: str | None = None
-    version: str | None = Field(default=None, examples=["2.0"])
-    dataset_id: str | None = None
-    dataset_version_id: str | None = None
-    job_id: str | None = None
+    application_id: Word = None
+    version: Word = Field(default=None, examples=["2.0"])
+    dataset_id: Word = None
+    dataset_version_id: Word = None
+    job_id: Word = None
     metrics: Annotated[list[MetricBody] | None, Field(max_length=_MOST_METRICS)] = None
     """Of a new version; a change leaves them as they are."""
 

@@ -1,6 +1,6 @@
 """Models: the built-in ones, which are everybody's, and those of whoever asks."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
@@ -9,7 +9,7 @@ from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paths import identity, missing
 from ppworker.api.wire import Asked, Base, Text
-from ppworker.errors import Invalid
+from ppworker.errors import Conflict
 from ppworker.pipeline.setup import built_in_models, models
 from ppworker.pipeline.setup.built_in_models import BuiltIn
 from ppworker.store import model_inferences
@@ -22,22 +22,26 @@ WRITING = responses(400, 409, 413, 422)
 _EXAMPLE = '{"runner": "usaddress", "runner_config": {"max_chars": 500}}'
 
 
+Word = Annotated[str | None, Field(max_length=models.MAX_NAME)]
+Long = Annotated[str | None, Field(max_length=models.MAX_LONG)]
+
+
 class ModelBody(Asked):
     """A model as it shall be; null means the default, or unchanged."""
 
-    name: str | None = Field(default=None, examples=["addresses"])
-    description: str | None = None
-    notes: str | None = None
-    kind: str | None = Field(default=None, examples=["ner"])
-    config: str | None = Field(default=None, examples=[_EXAMPLE])
+    name: Word = Field(default=None, examples=["addresses"])
+    description: Long = None
+    notes: Long = None
+    kind: Word = Field(default=None, examples=["ner"])
+    config: Long = Field(default=None, examples=[_EXAMPLE])
     """JSON text; a key runner names what runs the model, runner_config its options."""
-    application_id: str | None = None
+    application_id: Word = None
     active_version_id: str | None = None
     """One of its versions."""
     auto_convert: bool | None = None
     privacy_enabled: bool | None = None
     """Whether what the model is asked is not kept."""
-    public: bool | None = None
+    public: Literal[False] | None = None
     """Models of people are not public here; only false is taken."""
 
 
@@ -124,8 +128,7 @@ def read_inference_stats(deps: Room, caller: Caller, found: ModelPath) -> int:
 
 def _values(body: ModelBody) -> dict[str, object]:
     values: dict[str, object] = body.given()
-    if values.pop("public", False):
-        raise Invalid("models of people are not public here; send false", field="public")
+    values.pop("public", None)
     active = values.pop("active_version_id", None)
     if isinstance(active, str) and active:
         values["active_version_id"] = _version_id(active)
@@ -136,7 +139,7 @@ def _version_id(given: str) -> object:
     """The id of a version that a body names."""
     found = as_id(given)
     if found is None:
-        raise Invalid("the model has no such version", field="active_version_id")
+        raise Conflict("the model has no such version", field="active_version_id")
     return found
 
 

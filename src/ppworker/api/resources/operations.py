@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.errors import responses
@@ -17,6 +17,7 @@ from ppworker.store.operations import Operation
 router = APIRouter(route_class=KeyedRoute, tags=["operations"], responses=responses(401, 403, 503))
 
 _MOST = 1000
+_USUAL = 100
 
 
 class OperationAnswer(Answer):
@@ -79,12 +80,14 @@ def list_operations(
     caller: Caller,
     *,
     status: Annotated[Status | None, BeforeValidator(absent), Query()] = None,
-    limit: Annotated[int, Query(ge=1, le=_MOST)] = 100,
+    limit: Annotated[
+        Annotated[int, Field(ge=1, le=_MOST)] | None, BeforeValidator(absent), Query()
+    ] = None,
 ) -> list[OperationAnswer]:
     """Your operations, newest first."""
     with deps.db.look() as tx:
         found = operations.list_operations(
-            tx, caller.user_id, limit=limit, status=None if status is None else str(status)
+            tx, caller.user_id, limit=limit or _USUAL, status=None if status is None else str(status)
         )
     return [shown(operation) for operation in found]
 

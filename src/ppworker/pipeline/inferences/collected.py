@@ -25,10 +25,12 @@ from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
 from ppworker.store.model_inferences import ModelInference
 
-_MAX_WORD = 1_000
-_MAX_LONG = 100_000
-_WORDS = frozenset({"prediction", "inference_time", "end_to_end_time", "inference_host",
-                    "application_id"})  # fmt: skip
+MAX_WORD = 1_000
+"""Characters of what is a word or a name."""
+MAX_LONG = 100_000
+"""Characters of the other texts, those that may become an item's excepted."""
+_WORDS = frozenset({"prediction", "extension", "inference_time", "end_to_end_time",
+                    "inference_host", "application_id"})  # fmt: skip
 _TEXTS = frozenset({"name", "result"})
 _CHANGEABLE = frozenset({"name", "description", "result", "error", "error_reported", "hidden",
                          "config"})  # fmt: skip
@@ -230,7 +232,7 @@ def _checked(deps: Deps, given: Mapping[str, Any]) -> dict[str, Any]:
             most = deps.settings.max_text_bytes
             if len(value.encode("utf-8", "replace")) > most:
                 raise Invalid(f"has more than {most} bytes", field=name)
-        elif len(value) > (_MAX_WORD if name in _WORDS else _MAX_LONG):
+        elif len(value) > (MAX_WORD if name in _WORDS else MAX_LONG):
             raise Invalid("is too long", field=name)
     return values
 

@@ -27,8 +27,10 @@ from ppworker.telemetry import REDACTED, redacted
 
 MOST = 1000
 """Models of one person, and versions of one model."""
-_MAX_NAME = 255
-_MAX_LONG = 100_000
+MAX_NAME = 255
+"""Characters of a name, and of other words."""
+MAX_LONG = 100_000
+"""Characters of the other texts."""
 _LONG = frozenset({"description", "notes", "config"})
 _KNOWN = frozenset({"runner", "runner_config"})
 
@@ -49,10 +51,11 @@ class Chosen:
         """What its runner declares.
 
         Raises:
-            Invalid: it has none, or it cannot run here.
+            Conflict: it has none.
+            Invalid: it cannot run here.
         """
         if not self.runner:
-            raise Invalid(
+            raise Conflict(
                 "this model only collects inferences; name a runner in its config, as "
                 '{"runner": "magika"}',
                 field="model_id",
@@ -141,17 +144,14 @@ def shown_config(config: str) -> str:
 
 
 def create(deps: Deps, user_id: UUID, given: Mapping[str, Any]) -> UUID:
-    """Make a model; returns its id.
+    """Make a model, which may have no name; returns its id.
 
     Raises:
         Invalid: a value breaks a rule; names it.
         Conflict: the user has too many.
     """
-    values = _checked(given, before="")
-    if not values.get("name"):
-        raise Invalid("a model has a name; give one", field="name")
-    if values.pop("active_version_id", None) is not None:
-        raise Invalid("a new model has no versions yet; leave it out", field="active_version_id")
+    values = {"name": ""} | _checked(given, before="")
+    values.pop("active_version_id", None)  # it has no versions yet
 
     def work(tx: Tx) -> UUID:
         if models.count_models(tx, user_id) >= MOST:
@@ -165,7 +165,8 @@ def change(deps: Deps, user_id: UUID, id_: UUID, given: Mapping[str, Any]) -> No
     """Change a model; what is not given stays.
 
     Raises:
-        Invalid: as ``create``, or the active version is none of its versions.
+        Invalid: as ``create``.
+        Conflict: the active version is none of its versions.
         NotFound: the user has no such model.
         Forbidden: it is a built-in one.
     """
@@ -176,7 +177,7 @@ def change(deps: Deps, user_id: UUID, id_: UUID, given: Mapping[str, Any]) -> No
         values = _checked(given, before=model.config)
         active = values.get("active_version_id")
         if active is not None and models.find_version(tx, id_, active) is None:
-            raise Invalid("the model has no such version", field="active_version_id")
+            raise Conflict("the model has no such version", field="active_version_id")
         models.update_model(tx, id_, values)
 
     deps.db.transact(work)
@@ -297,7 +298,7 @@ def _checked(given: Mapping[str, Any], *, before: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in given.items():
         if isinstance(value, str):
-            most = _MAX_LONG if name in _LONG else _MAX_NAME
+            most = MAX_LONG if name in _LONG else MAX_NAME
             if len(value) > most:
                 raise Invalid(f"has at most {most} characters", field=name)
             values[name] = clean_text(value)[0]

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from ppworker.domain.post_processor import PostProcessor
-from ppworker.errors import Invalid, NotFound
+from ppworker.errors import Conflict, Invalid, NotFound
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.setup.models import Chosen, choose
 
@@ -60,7 +60,10 @@ def with_model(
 
 
 def _taken(chosen: Chosen, given: Mapping[str, Any], version: str) -> dict[str, Any]:
-    chosen.spec()
+    try:
+        chosen.spec()
+    except Conflict as error:
+        raise Invalid(str(error), field=error.field) from None
     _check_runner(given, chosen.runner)
     return {
         **given,

@@ -67,8 +67,7 @@ def begin(deps: Deps, source: Version, *, name: str = "", description: str | Non
                 "source": str(source.id),
                 "target": str(frame.target),
                 "newest": str(newest or UUID(int=0)),
-                "splits": _as_words(frame.splits),
-                "labels": _as_words(frame.labels),
+                "splits": {str(old): str(new) for old, new in frame.splits.items()},
             },
             dataset_id=source.dataset_id,
             total=total,
@@ -145,17 +144,8 @@ def _remove(deps: Deps, operation: Operation, target_id: UUID) -> None:
 def _frame(arguments: Mapping[str, Any]) -> Frame:
     return Frame(
         target=UUID(str(arguments["target"])),
-        splits=_as_ids(arguments["splits"]),
-        labels=_as_ids(arguments["labels"]),
+        splits={UUID(old): UUID(new) for old, new in arguments["splits"].items()},
     )
-
-
-def _as_words(ids: Mapping[UUID, UUID]) -> dict[str, str]:
-    return {old.hex: new.hex for old, new in ids.items()}
-
-
-def _as_ids(words: Mapping[str, str]) -> dict[UUID, UUID]:
-    return {UUID(old): UUID(new) for old, new in words.items()}
 
 
 def _copy_of(name: str) -> str:

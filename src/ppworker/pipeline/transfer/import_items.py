@@ -78,6 +78,7 @@ def step(deps: Deps, operation: Operation) -> Write:
     lines, arrivals = _arrivals(deps, splits, folder / shelf.ARCHIVE, lines, report)
 
     def write(tx: Tx) -> Chunk:
+        transfers.prefer_indexes(tx)
         found = transfers.find_target(tx, target.version_id, hold=True)
         if found is None:
             raise _gone()

@@ -206,7 +206,7 @@ def _jpeg(given: object) -> bytes:
 
 def _make_room(shelf: Path) -> None:
     """Have a full shelf lose the quarter that was asked for longest ago."""
-    names = os.listdir(shelf)
+    names = [each.name for each in shelf.iterdir()]
     if len(names) < _SHELF:
         return
     kept = []
