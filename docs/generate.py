@@ -11,7 +11,7 @@ Usage: python docs/generate.py [--check]
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from ppworker.api.resources import splits as api_splits
 from ppworker.api.resources import versions as api_versions
 from ppworker.cli import program
 from ppworker.domain.job import EDGES, LIVE, TERMINAL, Status
+from ppworker.formats import coco, csv_table, folders, label_studio, skips, spacy_ner, yolo
 from ppworker.metric_names import METRICS
 from ppworker.settings import Settings
 from ppworker.store import tables
@@ -307,14 +308,33 @@ def _json_type(about: dict[str, Any], names: dict[str, str]) -> str:
     return str(about.get("type", "any"))
 
 
+def skips_table() -> str:
+    """Every reason for which an import leaves something out."""
+    rows = [(f"`{word}`", said) for word, said in sorted(skips.SKIPS.items())]
+    return "\n".join(_table(("reason", "what is skipped"), rows))
+
+
+def losses_table(losses: Mapping[str, str]) -> str:
+    """Everything that a format cannot hold."""
+    rows = [(f"`{word}`", said) for word, said in sorted(losses.items())]
+    return "\n".join(_table(("loss", "what the archive does not hold"), rows))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": command_reference,
     "job-states": state_diagram,
+    "losses-coco": lambda: losses_table(coco.LOSSES),
+    "losses-csv": lambda: losses_table(csv_table.LOSSES),
+    "losses-folders": lambda: losses_table(folders.LOSSES),
+    "losses-labelstudio": lambda: losses_table(label_studio.LOSSES),
+    "losses-spacy-ner": lambda: losses_table(spacy_ner.LOSSES),
+    "losses-yolo": lambda: losses_table(yolo.LOSSES),
     "messages": _ASYNCAPI["tables"],
     "metrics": metrics_tables,
     "routes": route_table,
     "settings": settings_table,
     "shapes": shape_tables,
+    "skips": skips_table,
     "tables": table_reference,
 }
 

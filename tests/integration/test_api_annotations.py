@@ -169,10 +169,22 @@ def test_text_and_page_are_a_persons_to_write_and_a_span_quotes_the_item(api: Ap
     changed = api.me.put(path, json={"text": "GO"}).json()
     assert (changed["text"], changed["page"], changed["kind"]) == ("GO", 2, "bbox")
     assert api.me.put(path, json={"text": ""}).json()["text"] == ""
+    assert geometry(world, box["id"]) is None, "a later page has no size that is known"
+    first = annotate(api, item, coordinates="0.5 0.5 0.5 0.5")
+    assert geometry(world, first["id"]) == {"box": [50.0, 25.0, 150.0, 75.0]}
+    where = f"{api.version}/annotations/{first['id']}"
+    assert api.me.put(where, json={"coordinates": "0.25 0.5 0.5 1"}).json()["kind"] == "bbox"
+    assert geometry(world, first["id"]) == {"box": [0.0, 0.0, 100.0, 100.0]}
+    assert api.me.put(where, json={"coordinates": "anything"}).json()["kind"] == "class"
+    assert geometry(world, first["id"]) is None
     refused = api.me.put(path, json={"page": 3})
     assert (refused.status_code, refused.json()["field"]) == (422, "page")
     (text,) = world.add("hello")
     assert annotate(api, text, coordinates="0 4", text="nonsense")["text"] == "hell"
+
+
+def geometry(world: World, id_: str) -> Any:
+    return world.sql("SELECT geometry FROM annotations WHERE id = :id", id=id_)[0][0]
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -117,8 +117,8 @@ def test_text_without_a_file_comes_as_txt_and_nothing_as_404(api: Api) -> None:
     refused = api.me.get(f"{empty}/download")
     assert (refused.status_code, refused.json()["field"]) == (404, "item")
     lost = make(api, b"lost", "lost.bin")
-    for path in api.deps.blobs.root.glob("??/*"):
-        path.unlink()
+    for file in api.deps.blobs.root.glob("??/*"):
+        file.unlink()
     assert api.me.get(f"{lost}/download").status_code == 404
     other = api.client(new_user(api.deps, "other"))
     for path in (text, lost):

@@ -1,5 +1,6 @@
 """What people did against what models do: by every order of edits, re-runs and undos."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -28,7 +29,9 @@ from ppworker.pipeline.edits import annotations, reviews, undo
 from ppworker.pipeline.inferences import inferences
 from ppworker.pipeline.runs import refresh
 from ppworker.pipeline.setup import processor_changes
+from ppworker.pipeline.uploads import ingest
 from ppworker.store import labels as label_store
+from ppworker.store import operations as operation_store
 from ppworker.store.operations import Operation
 from ppworker.store.results import Scope
 from ppworker.store.suggestions import Suggestions
@@ -320,6 +323,19 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_its_version(world: World)
     failed = operations.run(world.deps, STEPS, operation_id=gone)
     assert failed is not None
     assert (failed.status, failed.reason) == ("failed", "not_found")
+
+
+def test_items_that_were_made_in_one_moment_are_never_parted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = world.processor()
+    numbers = itertools.count()
+    moment = uuid4().int >> 64 << 64
+    monkeypatch.setattr(ingest, "new_id", lambda: UUID(int=moment + next(numbers)))
+    world.add(*(f"text {n}" for n in range(operation_store.FIRST_CHUNK + 3)))
+    monkeypatch.undo()
+    world.run(processor, limit=1000)
+    assert undone(world, processor)["annotations_removed"] == operation_store.FIRST_CHUNK + 3
 
 
 def test_a_review_by_what_it_is_passes_every_item_once(world: World) -> None:

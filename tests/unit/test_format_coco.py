@@ -142,8 +142,8 @@ def test_what_cannot_be_taken_is_skipped_and_counted():
     _, (record,), report = read(COCO, members)
     assert [mark.kind for mark in record.marks] == ["bbox", "bbox", "polygon", "polygon"]
     assert report.skipped == {
-        "crowd": 1, "no_label": 1, "unknown_image": 1, "missing_file": 2, "zero_area": 1,
-        "bad_geometry": 2, "mask": 1, "bad_score": 1, "parted": 1, "other_task": 1, "unused_file": 1,
+        "annotation_crowd": 1, "annotation_bad_label": 1, "annotation_of_unknown_image": 1, "annotation_of_missing_file": 1, "missing_file": 1, "annotation_zero_area": 1,
+        "annotation_bad_geometry": 2, "mask": 1, "bad_score": 1, "parted": 1, "other_task": 1, "unused_file": 1,
     }  # fmt: skip
 
 

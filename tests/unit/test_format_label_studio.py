@@ -148,7 +148,7 @@ def test_spans_are_code_points_unless_the_quoted_text_tells_otherwise(start, end
         assert (found.geometry["start"], found.geometry["end"]) == expected
     else:
         assert not record.marks
-        assert report.skipped == {"span_mismatch": 1}
+        assert report.skipped == {"annotation_span_mismatch": 1}
 
 
 def test_a_turned_box_becomes_the_polygon_of_its_corners():
@@ -167,7 +167,7 @@ def test_a_turned_box_becomes_the_polygon_of_its_corners():
     (found,) = placed(record, picture())
     assert found.kind == "polygon"
     assert found.geometry["points"] == [[50, 20], [50, 40], [40, 40], [40, 20]]
-    assert report.skipped == {"turned": 1}
+    assert report.skipped == {"annotation_turned": 1}
 
 
 def test_segments_of_a_recording_are_seconds():
@@ -198,7 +198,7 @@ def test_predictions_are_suggestions_and_what_was_accepted_is_none():
         for p in placed(record, picture())
     ]
     assert found == [("accepted", None, "", 0), ("suggested", 0.5, "v1", 50)]
-    assert report.skipped == {"duplicate": 1, "cancelled": 1}
+    assert report.skipped == {"annotation_duplicate": 1, "cancelled": 1}
 
 
 def test_what_cannot_be_taken_is_skipped_and_counted():
@@ -214,7 +214,7 @@ def test_what_cannot_be_taken_is_skipped_and_counted():
     _, (record,), report = read(STUDIO, tasks(*given))
     assert [mark.kind for mark in record.marks] == ["class"]
     assert report.skipped == {
-        "unsupported_type": 2, "no_label": 1, "zero_area": 1, "bad_geometry": 1, "unsupported": 1,
+        "annotation_unsupported": 3, "annotation_bad_label": 1, "annotation_zero_area": 1, "annotation_bad_geometry": 1,
         "bad_score": 1, "missing_file": 1, "empty": 1,
     }  # fmt: skip
 

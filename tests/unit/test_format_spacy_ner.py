@@ -141,7 +141,7 @@ def test_an_archive_without_lists_is_refused_with_the_remedy():
 def test_what_cannot_be_taken_is_skipped_and_counted():
     value = [{"text": " "}, None, {"text": "ab", "spans": [[0, 1, None], [1, 9, "PER"]]}]
     _, (record,), report = read(NER, {"train.json": json.dumps(value), "notes.md": "x"}, ABOUT)
-    assert report.skipped == {"empty": 2, "no_label": 1, "unused_file": 1}
+    assert report.skipped == {"empty": 2, "annotation_bad_label": 1, "unused_file": 1}
     assert placed(record, text_item("ab")) == ["outside"]
 
 

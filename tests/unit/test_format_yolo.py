@@ -149,7 +149,7 @@ def test_places_that_cannot_be_are_skipped_and_counted():
     lines = "0 .5 .5 0 .5\n0 5 .5 .1 .1\n0 .5 .5 .5 .5 3\n0 .5 .5 .5 -.1\n"
     _, records, report = read(YOLO, {"a.names": "cat", "1.jpg": "x", "1.txt": lines})
     assert len(records[0].marks) == 1
-    assert report.skipped == {"zero_area": 2, "outside": 1, "bad_score": 1}
+    assert report.skipped == {"annotation_zero_area": 2, "annotation_outside": 1, "bad_score": 1}
 
 
 def test_every_loss_is_counted():

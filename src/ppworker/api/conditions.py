@@ -4,16 +4,19 @@ import re
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Response
+from pydantic import WithJsonSchema
 
 from ppworker.errors import Malformed
 
 _TAG = re.compile(r'(?:W/)?"([0-9]{1,18})"|([0-9]{1,18})')
 _ANY = "*"
+_PATTERN = r'^((W/)?"[0-9]{1,18}"|[0-9]{1,18}|\*)$'
+"""The same for the published schema."""
 
 
 def expected_version(
     if_match: Annotated[
-        str | None,
+        Annotated[str, WithJsonSchema({"type": "string", "pattern": _PATTERN})] | None,
         Header(
             alias="If-Match",
             description="The version that you read, as a quoted integer; the write is refused "

@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     PlainSerializer,
     WithJsonSchema,
+    model_validator,
 )
 
 
@@ -86,6 +87,17 @@ class Asked(BaseModel):
     """
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        """Read 5.0 as the whole number that it is in JSON."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: int(each) if isinstance(each, float) and each.is_integer() else each
+            for name, each in value.items()
+        }
 
     def given(self) -> dict[str, Any]:
         """The fields that are not null."""

@@ -26,11 +26,15 @@ class Chains(Generic[Thing]):
         self.close = finalize(self, self._file.close)
         self._last: dict[Thing, int] = {}
         self._end = 0
+        self._is_elsewhere = False
+        """Whether something was read since the last note was written."""
 
     def add(self, thing: Thing, note: Any) -> None:
         """Note something about a thing."""
         content = _TO_JSON.encode(note).encode()
-        self._file.seek(self._end)
+        if self._is_elsewhere:
+            self._file.seek(self._end)
+            self._is_elsewhere = False
         self._file.write(_LINK.pack(self._last.get(thing, -1), len(content)) + content)
         self._last[thing] = self._end
         self._end += _LINK.size + len(content)
@@ -38,6 +42,7 @@ class Chains(Generic[Thing]):
     def take(self, thing: Thing) -> list[Any]:
         """All notes about a thing, in the order they came; afterwards it has none."""
         at, found = self._last.pop(thing, -1), []
+        self._is_elsewhere = True
         while at >= 0:
             self._file.seek(at)
             at, length = _LINK.unpack(self._file.read(_LINK.size))
@@ -50,6 +55,7 @@ class Chains(Generic[Thing]):
 
     def counts(self) -> Iterator[tuple[Thing, int]]:
         """Every thing that has notes, with their number."""
+        self._is_elsewhere = True
         for thing, at in self._last.items():
             count = 0
             while at >= 0:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from ppworker.domain import geometry as geo
-from ppworker.domain.drop import Reason
 from ppworker.formats import colours, json_stream, places, reading
 from ppworker.formats.archive import Archive
 from ppworker.formats.base import Mark, Record, Report
@@ -172,14 +171,14 @@ class CocoFiles:
         image = _id(value.get("image_id"), f"{where}.image_id")
         category = value.get("category_id")
         if value.get("iscrowd"):
-            self._report.skip("crowd", where)
+            self._report.skip("annotation_crowd", where)
             return
         if category is None:
-            self._report.skip("no_label", where)
+            self._report.skip("annotation_bad_label", where)
             return
         score, is_score = reading.score_of(value.get("score"))
         if not is_score:
-            self._report.skip(Reason.BAD_SCORE, where)
+            self._report.skip("bad_score", where)
         shapes = self._shapes(value, where)
         if shapes:
             note = [index, _id(category, f"{where}.category_id"), score, shapes]
@@ -197,7 +196,7 @@ class CocoFiles:
             parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
             polygons = [points for part in parts if (points := places.pairs(part))]
             if len(polygons) < len(parts):
-                self._report.skip(Reason.BAD_GEOMETRY, where, len(parts) - len(polygons))
+                self._report.skip("annotation_bad_geometry", where, len(parts) - len(polygons))
             if len(polygons) > 1:
                 self._report.skip("parted", where)
         elif segmentation:
@@ -210,7 +209,9 @@ class CocoFiles:
             return found
         if corner is None:
             is_flat = isinstance(box, list) and places.is_flat(box)
-            self._report.skip(Reason.ZERO_AREA if is_flat else Reason.BAD_GEOMETRY, where)
+            self._report.skip(
+                "annotation_zero_area" if is_flat else "annotation_bad_geometry", where
+            )
             return []
         return [*found, ["bbox", corner]]
 
@@ -220,7 +221,7 @@ class CocoFiles:
             return []
         numbers = [number for value in given if (number := geo.number(value)) is not None]
         if len(numbers) != len(given) or len(numbers) % 3:
-            self._report.skip(Reason.BAD_GEOMETRY, where)
+            self._report.skip("annotation_bad_geometry", where)
             return []
         return [numbers[at : at + 3] for at in range(0, len(numbers), 3)]
 
@@ -239,7 +240,9 @@ class CocoFiles:
             )
         for key, count in self._notes.counts():
             self._report.skip(
-                "missing_file" if key in self._images else "unknown_image",
+                "annotation_of_missing_file"
+                if key in self._images
+                else "annotation_of_unknown_image",
                 f"{self._members[key[0]]}: annotations of image {shown(key[1])}",
                 count,
             )

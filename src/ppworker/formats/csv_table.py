@@ -46,6 +46,7 @@ _OTHER_KINDS = {
     "segment": "segments",
 }  # fmt: skip
 _MOST_CELL = 16 * 1024 * 1024
+_MOST_LINE = 4 * _MOST_CELL
 _MOST_COLUMNS = 10_000
 _MOST_LABELS = 1_000
 _TEXT = "text"
@@ -210,20 +211,28 @@ def _version_config(layout: _Layout) -> str:
 
 
 def _rows(archive: Archive, member: str, separator: str) -> Iterator[list[str]]:
+    reader = csv.reader(_lines(archive, member), delimiter=separator, strict=True)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise Invalid(f"{shown(member)}: line {reader.line_num}: {error}", field=FIELD) from None
+
+
+def _lines(archive: Archive, member: str) -> Iterator[str]:
     with archive.open(member) as file:
-        reader = csv.reader(
-            io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=separator, strict=True
-        )
-        try:
-            yield from reader
-        except UnicodeDecodeError:
-            raise Invalid(
-                f"{shown(member)}: line {reader.line_num + 1} is no UTF-8 text", field=FIELD
-            ) from None
-        except csv.Error as error:
-            raise Invalid(
-                f"{shown(member)}: line {reader.line_num}: {error}", field=FIELD
-            ) from None
+        number = 0
+        while line := file.readline(_MOST_LINE + 1):
+            number += 1
+            if len(line) > _MOST_LINE:
+                raise Invalid(
+                    f"{shown(member)}: line {number} has more than {_MOST_LINE} bytes", field=FIELD
+                )
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise Invalid(
+                    f"{shown(member)}: line {number} is no UTF-8 text", field=FIELD
+                ) from None
 
 
 def _records(archive: Archive, layout: _Layout, report: Report) -> Iterator[Record]:
@@ -265,8 +274,9 @@ def _marks(layout: _Layout, row: Sequence[str], where: str) -> tuple[Mark, ...]:
 def _line(cells: Sequence[str], separator: str) -> str:
     """Cells as one line, without its end."""
     out = io.StringIO()
-    csv.writer(out, delimiter=separator, lineterminator="").writerow(cells)
-    return out.getvalue()
+    # The ends of lines it knows of are those that it quotes inside of cells.
+    csv.writer(out, delimiter=separator, lineterminator="\r\n").writerow(cells)
+    return out.getvalue().removesuffix("\r\n")
 
 
 def _cells(text: str, separator: str) -> list[str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ppworker.domain import geometry as geo
-from ppworker.domain.drop import Reason
 from ppworker.formats import colours, json_stream, places, reading
 from ppworker.formats.archive import Archive
 from ppworker.formats.base import Mark, Record, Report
@@ -154,7 +153,7 @@ class _Task:
             form = repr((mark.label, mark.kind, mark.geometry))
             # What a person accepted is no suggestion any more; two persons may agree.
             if form in seen:
-                self._report.skip(Reason.DUPLICATE, self._where)
+                self._report.skip("annotation_duplicate", self._where)
             else:
                 seen.add(form)
                 yield mark
@@ -175,7 +174,7 @@ class _Task:
         for where, prediction in self._objects(predictions, f"{self._where}.predictions"):
             score, is_score = reading.score_of(prediction.get("score"))
             if not is_score:
-                self._report.skip(Reason.BAD_SCORE, where)
+                self._report.skip("bad_score", where)
             version = word(prediction.get("model_version"))
             said = _Said(review="suggested", model_version=version, score=score)
             found += self._results(prediction, said, where)
@@ -230,14 +229,14 @@ class _Task:
         """One annotation for each label of a result."""
         type_, value = word(result.get("type")), result.get("value")
         if type_ not in {*_LABELS, "choices"}:
-            self._report.skip("unsupported_type", f"{where}: {shown(type_)}")
+            self._report.skip("annotation_unsupported", f"{where}: {shown(type_)}")
             return
         if not isinstance(value, dict):
             refuse(f"{where}.value", f"{shown(value)} is no object; {_HOW}")
         labels = value.get(type_)
         labels = [labels] if isinstance(labels, str) else labels
         if not isinstance(labels, list) or not labels:
-            self._report.skip("no_label", where)
+            self._report.skip("annotation_bad_label", where)
             return
         place = self._place(type_, value, result)
         if isinstance(place, str):
@@ -245,7 +244,7 @@ class _Task:
             return
         score, is_score = reading.score_of(result.get("score"))
         if not is_score:
-            self._report.skip(Reason.BAD_SCORE, where)
+            self._report.skip("bad_score", where)
         for label in labels:
             yield replace(
                 place,
@@ -259,11 +258,13 @@ class _Task:
     def _place(self, type_: str, value: dict[str, Any], result: Mapping[str, Any]) -> Mark | str:
         """A mark of the place without label, or why there is none."""
         if type_ == "choices":
-            return Reason.UNSUPPORTED if _SHAPES & value.keys() else Mark(label="", kind="class")
+            return (
+                "annotation_unsupported" if _SHAPES & value.keys() else Mark(label="", kind="class")
+            )
         if "start" in value or "end" in value:
             return self._stretch(value)
         if not self._member or self._is_text_member:
-            return Reason.BAD_GEOMETRY
+            return "annotation_bad_geometry"
         if type_ == "keypointlabels":
             return _keypoint(value)
         return _polygon(value["points"]) if "points" in value else _rectangle(value, result)
@@ -273,18 +274,18 @@ class _Task:
         start, end = geo.number(value.get("start")), geo.number(value.get("end"))
         is_text = self._text is not None or self._is_text_member
         if start is None or end is None or (places.is_picture_name(self._member) and not is_text):
-            return Reason.BAD_GEOMETRY
+            return "annotation_bad_geometry"
         if not is_text:
             return Mark(label="", kind="segment", geometry={"start": start, "end": end})
         if not start.is_integer() or not end.is_integer() or not 0 <= start < end < _MOST_OFFSET:
-            return Reason.BAD_GEOMETRY
+            return "annotation_bad_geometry"
         span = (int(start), int(end))
         if self._text is not None:
             quoted = value.get("text")
             if isinstance(quoted, str) and quoted and not self._text.quotes(*span, quoted):
                 span = self._text.from_utf16(*span)
                 if not self._text.quotes(*span, quoted):
-                    return Reason.SPAN_MISMATCH
+                    return "annotation_span_mismatch"
             span = self._text.span(*span)
         return Mark(label="", kind="span", geometry={"start": span[0], "end": span[1]})
 
@@ -294,7 +295,7 @@ def _rectangle(value: Mapping[str, Any], result: Mapping[str, Any]) -> Mark | st
     sides = [value.get(side) for side in ("x", "y", "width", "height")]
     box = places.from_corner(sides, _PERCENT)
     if box is None:
-        return Reason.ZERO_AREA if places.is_flat(sides) else Reason.BAD_GEOMETRY
+        return "annotation_zero_area" if places.is_flat(sides) else "annotation_bad_geometry"
     turn = geo.number(value.get("rotation") or 0)
     if turn == 0:
         return Mark(label="", kind="bbox", geometry={"box": box}, is_relative=True)
@@ -302,7 +303,7 @@ def _rectangle(value: Mapping[str, Any], result: Mapping[str, Any]) -> Mark | st
     height = geo.number(result.get("original_height"))
     # Percent of two sides cannot be turned without knowing how long these are.
     if turn is None or not width or not height or not 1 <= min(width, height) <= geo.MAX_SIDE_PX:
-        return "turned"
+        return "annotation_turned"
     in_pixels = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
     shares = [[x / width, y / height] for x, y in places.turned(in_pixels, turn)]
     return Mark(label="", kind="polygon", geometry={"points": shares}, is_relative=True)
@@ -311,7 +312,7 @@ def _rectangle(value: Mapping[str, Any], result: Mapping[str, Any]) -> Mark | st
 def _keypoint(value: Mapping[str, Any]) -> Mark | str:
     x, y = geo.number(value.get("x")), geo.number(value.get("y"))
     if x is None or y is None:
-        return Reason.BAD_GEOMETRY
+        return "annotation_bad_geometry"
     points = [[x / _PERCENT, y / _PERCENT, _VISIBLE]]
     return Mark(label="", kind="keypoints", geometry={"points": points}, is_relative=True)
 
@@ -319,6 +320,6 @@ def _keypoint(value: Mapping[str, Any]) -> Mark | str:
 def _polygon(value: Any) -> Mark | str:
     points = geo.read_polygon(value)
     if points is None:
-        return Reason.BAD_GEOMETRY
+        return "annotation_bad_geometry"
     shares = [[x / _PERCENT, y / _PERCENT] for x, y in points]
     return Mark(label="", kind="polygon", geometry={"points": shares}, is_relative=True)

@@ -160,7 +160,8 @@ class _Reader:
             refuse(where, f"has more than {MOST_MARKS} spans; leave out the others")
         given = Text(text)
         marks = [_mark(span, given, f"{where}: span {i}") for i, span in enumerate(spans)]
-        self._report.skip("no_label", where, marks.count(None)) if None in marks else None
+        if None in marks:
+            self._report.skip("annotation_bad_label", where, marks.count(None))
         splits = dict.fromkeys(split for file in files if (split := self.splits[file]))
         return Record(
             name=name,

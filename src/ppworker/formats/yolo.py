@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ppworker.domain.drop import Reason
 from ppworker.domain.geometry import TOLERANCE_SHARE
 from ppworker.formats import colours, ledger, places, yolo_layout
 from ppworker.formats.archive import Archive
@@ -102,7 +101,7 @@ def _marks(archive: Archive, member: str, layout: Layout, report: Report) -> Ite
             refuse(where, f"there are more than {MOST_MARKS} boxes; leave out the others")
         numbers = _numbers(words, where)
         if len(words) == _SCORED_BOX and not 0 <= numbers[-1] <= 1:
-            report.skip(Reason.BAD_SCORE, where)  # the box is taken without it
+            report.skip("bad_score", where)  # the box is taken without it
         mark = _mark(_label(words[0], layout, where), numbers, layout, where)
         if isinstance(mark, Mark):
             yield mark
@@ -152,9 +151,9 @@ def _mark(label: str, numbers: list[float], layout: Layout, where: str) -> Mark 
 def _box(label: str, numbers: list[float], score: float | None) -> Mark | str:
     x, y, w, h = numbers
     if w <= 0 or h <= 0:
-        return Reason.ZERO_AREA
+        return "annotation_zero_area"
     if any(abs(number - 0.5) > _FROM_MIDDLE for number in numbers):
-        return Reason.OUTSIDE
+        return "annotation_outside"
     coordinates = " ".join(repr(number) for number in (x, y, w, h))
     return Mark(label=label, kind="bbox", coordinates=coordinates, score=score)
 

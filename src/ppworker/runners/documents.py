@@ -90,7 +90,7 @@ def _image_pages(
             if max_pages is not None:  # no header tells: they are counted one by one
                 _refuse_too_many(getattr(image, "n_frames", 1) if several else 1, max_pages)
             if side is not None:
-                image.draft(None, (side, side))  # type: ignore[arg-type]  # None: as it is
+                image.draft(None, (side, side))  # in the mode it has
             frames = ImageSequence.Iterator(image) if several else iter([image])
             for index, frame in enumerate(frames):
                 _refuse_too_big(*frame.size)

@@ -18,7 +18,7 @@ JobState = Literal["pending", "processing", "completed", "failed"]
 Source = Literal["human", "model", "inference", "import"]
 Review = Literal["suggested", "accepted", "edited"]
 
-LOOK_ITEMS = 10_000
+LOOK_ITEMS = 3_000
 """Most items that one page looks at."""
 LOOK_BYTES = 4 * 1024 * 1024
 """Most bytes of text that one page looks at; the first item is looked at whatever it holds."""

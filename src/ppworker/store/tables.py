@@ -672,7 +672,7 @@ model_inferences = Table(
         "user_id",
         "model_id",
         "id",
-        postgresql_where=sa.text("dataset_item_id IS NULL AND NOT hidden"),
+        postgresql_where=sa.text("dataset_item_id IS NULL"),
     ),
 )
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 from pydantic.config import JsonDict
 
 from ppworker.api.auth import Caller, KeyedRoute, Room
@@ -25,6 +25,12 @@ router = APIRouter(
 )
 _WRITING = responses(400, 409, 413, 422)
 _LONGEST = 100_000
+
+_ID = {"type": "string", "format": "uuid"}
+Id = Annotated[str, WithJsonSchema(_ID)]
+"""An id in a body."""
+IdOrEmpty = Annotated[str, WithJsonSchema({"anyOf": [_ID, {"type": "string", "maxLength": 0}]})]
+"""The same where empty means that none is given."""
 
 _EXAMPLE: JsonDict = {
     "label_id": "0198c6b5-3c1e-7a51-9d0c-5b6f7e8d9a10",
@@ -65,9 +71,9 @@ class NewAnnotation(Asked):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    label_id: str
-    item_id: str
-    split_id: str | None = None
+    label_id: Id
+    item_id: Id
+    split_id: IdOrEmpty | None = None
     """A split of the item; null or empty: its first one."""
     coordinates: Annotated[str | None, Field(max_length=_LONGEST)] = None
     """``x y w h`` as shares of an image with x, y the centre; ``start end`` in characters of a text
@@ -81,8 +87,8 @@ class NewAnnotation(Asked):
 class ChangedAnnotation(NewAnnotation):
     """New values of an annotation; null leaves one as it is."""
 
-    label_id: str | None = None  # type: ignore[assignment]  # here it may be left out
-    item_id: str | None = None  # type: ignore[assignment]
+    label_id: IdOrEmpty | None = None  # type: ignore[assignment]  # here it may be left out
+    item_id: IdOrEmpty | None = None  # type: ignore[assignment]
     """An annotation stays with its item: if given, the same one."""
 
 

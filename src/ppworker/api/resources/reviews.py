@@ -10,7 +10,7 @@ from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paths import DatasetPath, VersionPath, identity
 from ppworker.api.resources import operations as operation_routes
-from ppworker.api.resources.annotations import AnnotationAnswer, described
+from ppworker.api.resources.annotations import AnnotationAnswer, Id, IdOrEmpty, described
 from ppworker.api.resources.operations import OperationAnswer
 from ppworker.api.wire import Answer, Asked
 from ppworker.domain.edit import Action, Source, Verdict
@@ -38,8 +38,8 @@ Share = Annotated[float | None, Field(ge=0, le=1)]
 class ReviewFilter(Asked):
     """Which suggestions: those that match all that is given; an empty filter means every one."""
 
-    post_processor_id: str | None = None
-    label_id: str | None = None
+    post_processor_id: IdOrEmpty | None = None
+    label_id: IdOrEmpty | None = None
     source: Source | None = None
     min_score: Share = None
     """Inclusive, like the other; what has no score matches neither."""
@@ -59,7 +59,7 @@ class Review(Asked):
     )
 
     action: Action
-    ids: Annotated[list[str] | None, Field(max_length=reviews.MOST)] = None
+    ids: Annotated[list[Id] | None, Field(max_length=reviews.MOST)] = None
     filter: ReviewFilter | None = None
 
 
@@ -84,7 +84,7 @@ class UndoBody(Asked):
         json_schema_extra={"examples": [{"version_id": "0198c6b5-3c1e-7a51-9d0c-5b6f7e8d9a10"}]}
     )
 
-    version_id: str
+    version_id: Id
 
 
 @router.post(

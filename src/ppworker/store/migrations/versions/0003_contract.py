@@ -163,7 +163,8 @@ def _lists() -> None:
         )
 
 
-# Looked up one by one: plans are kept, and what is planned for few rows must do for many.
+# Looked up one by one: plans are kept, and what is planned for few rows must do for many. As a
+# join, 1,500 annotations at once took 440 ms in the first of these; so, 8.
 _BARE = """(SELECT true FROM annotations a WHERE a.item_id = m.item_id
   AND a.version_id = m.version_id AND a.deleted_at IS NULL LIMIT 1) IS NULL"""
 _ALL = f"""
@@ -175,10 +176,14 @@ WHERE {which} {bare} ON CONFLICT DO NOTHING;
 """
 _KEEPERS = {
     "unlabelled_items_annotated": """
-DELETE FROM unlabelled_items u USING changed c, item_splits m
-WHERE c.deleted_at IS NULL AND m.item_id = c.item_id AND m.version_id = c.version_id
-AND u.split_id = m.split_id AND u.item_id = m.item_id;
-"""
+DELETE FROM unlabelled_items WHERE ctid = ANY (ARRAY(
+  SELECT u.place
+  FROM (SELECT DISTINCT item_id, version_id FROM changed WHERE deleted_at IS NULL) c
+  CROSS JOIN LATERAL (SELECT m.split_id FROM item_splits m
+    WHERE m.item_id = c.item_id AND m.version_id = c.version_id OFFSET 0) m
+  CROSS JOIN LATERAL (SELECT u.ctid AS place FROM unlabelled_items u
+    WHERE u.split_id = m.split_id AND u.item_id = c.item_id OFFSET 0) u));
+"""  # noqa: S608  constants
     + _ENTER.format(which="c.deleted_at IS NOT NULL AND", bare=_BARE),
     "unlabelled_items_cleared": _ENTER.format(which="", bare=_BARE),
     "unlabelled_items_joined": _ALL.replace("item_splits", "changed") + " ON CONFLICT DO NOTHING;",
@@ -279,5 +284,5 @@ def _model_inferences() -> None:
         "model_inferences_open",
         "model_inferences",
         ["user_id", "model_id", "id"],
-        postgresql_where=sa.text("dataset_item_id IS NULL AND NOT hidden"),
+        postgresql_where=sa.text("dataset_item_id IS NULL"),
     )

@@ -1,0 +1,33 @@
+"""Names what of an archive a dataset does not get, so that users can look up every word."""
+
+SKIPS = {
+    "annotation_bad_geometry": "annotation whose place is not made of the numbers it needs",
+    "annotation_bad_label": "annotation without a label, or with a name of none",
+    "annotation_bad_score": "annotation of our own format whose score is none",
+    "annotation_crowd": "annotation of a crowd (`iscrowd`): a region, not an object",
+    "annotation_duplicate": "annotation that says again what another of the same item says",
+    "annotation_empty": "span or segment without length",
+    "annotation_label_cap": "annotation whose label would be one new label too many",
+    "annotation_malformed": "annotation with a text, source or state that cannot be stored",
+    "annotation_not_top": "label of an item that has one already, where one is the rule",
+    "annotation_of_missing_file": "annotation of a picture that the archive does not have",
+    "annotation_of_unknown_image": "annotation of an image that the file does not list",
+    "annotation_outside": "annotation that lies outside of its item",
+    "annotation_span_mismatch": "span at which the text is not the text that is quoted",
+    "annotation_turned": "turned box of a picture whose size the file does not say",
+    "annotation_unsupported": "annotation of a kind that there is no place for",
+    "annotation_zero_area": "box or polygon that covers nothing",
+    "attribute": "text of Label Studio that belongs to no region, where the item has its text",
+    "bad_score": "score that is no number from 0 to 1; the annotation is taken without it",
+    "cancelled": "annotation of Label Studio that was skipped by its author",
+    "empty": "item that has neither text nor file",
+    "mask": "mask (RLE); the box of its annotation is taken",
+    "missing_file": "item whose file the archive does not have",
+    "other_number_of_cells": "row of a table with more or fewer cells than its head",
+    "other_task": "file of COCO about something other than instances or keypoints",
+    "parted": "that several polygons are one object: each becomes an annotation",
+    "text_too_long": "text of more bytes than an item's text may have",
+    "too_deep": "file in more folders than a split and a label",
+    "unused_file": "file that belongs to nothing the format knows",
+}
+"""By the word in the report of an import."""
