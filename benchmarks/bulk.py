@@ -82,7 +82,7 @@ def _measure(servers: Servers, items: int) -> int:
             worst = _memory_mb(pid, "VmHWM")
             _say(f"{name}: {answer.status_code}, {items / took:,.0f} items/s ({took:.1f} s), "
                  f"API {worst:.0f} MB at most")  # fmt: skip
-            if answer.status_code != 200:  # noqa: PLR2004
+            if answer.status_code != 200:
                 _say(answer.text[:500])
                 return 1
     bare_s = _bare(servers, made[0].id)

@@ -21,6 +21,8 @@ LEAST = int(os.environ.get("PPWORKER_TEST_API_CASES", "1000"))
 SEED = int(os.environ.get("PPWORKER_TEST_API_SEED", "0")) or random.SystemRandom().randrange(2**31)
 PARTS = sorted({part for case in CASES for part in case.parts})
 """Names of ids in paths."""
+NAMED = ("label_id", "item_id", "split_id", "version_id")
+"""Names of ids in bodies."""
 PINNED = ("key_id", "user_id")
 """Always the same: the fuzzer collects ids from answers, and would lock itself out."""
 _V = "/api/v1/datasets/{dataset_id}/versions/{version_id}"
@@ -97,6 +99,8 @@ def configuration(things: list[Things], each: int) -> str:
         "enabled = false",
         "[phases.fuzzing]",
         "enabled = true",
+        # Else it would delete, by ids that it read, what the other operations need.
+        "extra-data-sources.responses = false",
         "[phases.stateful]",
         "enabled = true",
         f"generation.max-examples = {max(1, round(each * _STATEFUL * 10))}",
@@ -106,10 +110,13 @@ def configuration(things: list[Things], each: int) -> str:
         for name in PARTS:
             id_ = each_thing.ids["friend_id" if name == "user_id" else name]
             lines += [f"[dictionaries.{prefix}_{name}]", f'values = ["{id_}"]']
-    lines += ["[parameters]", *bound("kept")]
+    lines += ["[parameters]", *bound("kept", 0.95)]
+    lines += [
+        f'"body.{name}" = {{ dictionary = "kept_{name}", probability = 0.8 }}' for name in NAMED
+    ]
     # What is deleted is not what the others need.
     lines += ["[[operations]]", 'include-method = "DELETE"', "[operations.parameters]"]
-    lines += bound("gone")
+    lines += bound("gone", 1.0)
     for route in MEANT:
         method, path = route.split(" ")
         lines += ["[[operations]]", f'include-method = "{method}"', f'include-path = "{path}"']
@@ -117,10 +124,10 @@ def configuration(things: list[Things], each: int) -> str:
     return "\n".join(lines)
 
 
-def bound(prefix: str) -> list[str]:
-    """Parts of paths that are ids of what there is, most of the time."""
+def bound(prefix: str, probability: float) -> list[str]:
+    """Parts of paths that are ids of what there is, so often."""
     return [
         f'"path.{name}" = {{ dictionary = "{prefix}_{name}", probability = '
-        f"{1.0 if name in PINNED else 0.9} }}"
+        f"{1.0 if name in PINNED else probability} }}"
         for name in PARTS
     ]

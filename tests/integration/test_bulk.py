@@ -56,11 +56,18 @@ def test_lines_become_items_with_all_they_say(api: Api) -> None:
     one, text, waiting = api.me.get(f"{path}/items", params={"pageSize": 10}).json()
     assert {split["name"] for split in one["splits"]} == {"valid", "new", "test"}
     assert (one["name"], one["description"], one["text"]) == ("one", "d", "hello world")
-    marks = [(mark["coordinates"], mark["confidence"], mark["source"]) for mark in one["annotations"]]
+    marks = [
+        (mark["coordinates"], mark["confidence"], mark["source"]) for mark in one["annotations"]
+    ]
     assert marks == [("", None, "import"), ("0 5", 0.5, "import")]
-    assert (text["text"], [split["name"] for split in text["splits"]]) == ("no more than a text", ["train"])
+    assert (text["text"], [split["name"] for split in text["splits"]]) == (
+        "no more than a text",
+        ["train"],
+    )
     assert (waiting["extension"], waiting["text"]) == ("png", "")
-    assert api.world.sql("SELECT metadata FROM dataset_items WHERE name = 'one'") == [('{"a": [1]}',)]
+    assert api.world.sql("SELECT metadata FROM dataset_items WHERE name = 'one'") == [
+        ('{"a": [1]}',)
+    ]
     api.world.check()
 
 
@@ -77,7 +84,10 @@ def test_lines_become_items_with_all_they_say(api: Api) -> None:
         ({"annotations": [{}]}, "line 17: annotations[0].label"),
         ({"annotations": [{"label": "a"}, {"label_id": "b"}]}, "line 17: annotations[1].label_id"),
         ({"annotations": [{"label": "a", "confidence": 2}]}, "line 17: annotations[0].confidence"),
-        ({"annotations": [{"label": "a", "coordinates": 5}]}, "line 17: annotations[0].coordinates"),
+        (
+            {"annotations": [{"label": "a", "coordinates": 5}]},
+            "line 17: annotations[0].coordinates",
+        ),
         ({"extension": "../x"}, "line 17: extension"),
         ({"text": "x" * (4 * 1024 * 1024 + 1)}, "line 17: text"),
         ('{"text": "\\ud800"}', "line 17"),
@@ -104,7 +114,9 @@ def test_the_same_key_makes_them_once_and_another_body_is_refused(api: Api) -> N
     assert count(api) == before + 2
     other = post(api, api.version, {"text": "c"}, **key)
     assert (other.status_code, other.json()["field"]) == (409, "Idempotency-Key")
-    assert post(api, api.version, {"text": "c"}, **{"Idempotency-Key": "x" * 201}).status_code == 400
+    assert (
+        post(api, api.version, {"text": "c"}, **{"Idempotency-Key": "x" * 201}).status_code == 400
+    )
     assert count(api) == before + 2
 
 
@@ -114,7 +126,9 @@ def test_many_files_of_one_form_become_items(api: Api) -> None:
     files = [("file", (name, contents[name])) for _ in range(2) for name in contents]
     large = os.urandom(1_500_000)
     answer = api.me.post(
-        f"{path}/items/bulk", files=[*files, ("file", ("big.bin", large))], data={"split_id": "valid"}
+        f"{path}/items/bulk",
+        files=[*files, ("file", ("big.bin", large))],
+        data={"split_id": "valid"},
     )
     assert answer.status_code == 200
     assert answer.json()["items_created"] == 7

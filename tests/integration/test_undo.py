@@ -537,7 +537,7 @@ class Laws:
         ]
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("multi_label", [True, False])
 def test_the_laws_hold_in_whatever_order(worlds: Any, data: Any, *, multi_label: bool) -> None:

@@ -125,10 +125,10 @@ def test_folders_of_splits_around_images_are_read():
         ({"a.names": "cat\n\ndog"}, "a.names: line 2: is blank"),
         ({"a.names": "cat\n" + "x" * 201}, "a.names: line 2"),
         ({"a.names": b"\xff\xfe"}, "a.names"),
-        ({"b.yaml": "names: [a, 'b]"}, "b.yaml"),
-        ({"b.yaml": "names:\n  - a\n  b: c"}, "b.yaml: line 3"),
-        ({"b.yaml": "names: {9999999: a}"}, "b.yaml: line 1"),
-        ({"b.yaml": "names:\n  20000: a"}, "b.yaml: line 2"),
+        ({"data.yaml": "names: [a, 'b]"}, "data.yaml"),
+        ({"data.yaml": "names:\n  - a\n  b: c"}, "data.yaml: line 3"),
+        ({"data.yaml": "names: {9999999: a}"}, "data.yaml: line 1"),
+        ({"data.yaml": "names:\n  20000: a"}, "data.yaml: line 2"),
         ({"config.json": "[]"}, "config.json"),
     ],
 )
@@ -138,6 +138,19 @@ def test_what_is_broken_is_refused_by_member_and_line(members, said):
         read(YOLO, whole | members)
     assert said in str(refused.value)
     assert refused.value.field == "file"
+
+
+def test_files_of_something_else_refuse_nothing():
+    members = {
+        "a.names": "cat",
+        "1.jpg": "x",
+        "ci.yaml": "names: [",
+        "x.data": b"\xff",
+        "a.txt": b"\xff",
+    }
+    _, records, report = read(YOLO, members | {"long.txt": "x" * 100_000})
+    assert len(records) == 1
+    assert report.skipped == {"unused_file": 2}
 
 
 def test_an_archive_without_names_is_refused_with_the_remedy():

@@ -21,7 +21,7 @@ from ppworker.formats.own import Own
 OWN, CSV, FOLDERS = Own(), CsvTable(), Folders()
 
 # What PostgreSQL can hold: no NUL, no half characters.
-texts = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 names = st.sampled_from(["cat", "dog", "ünïcode", "a, b", 'qu"ote', "x\ty"])
 geometries = {
     "class": st.none(),
@@ -52,7 +52,7 @@ def marks(draw):
     )
 
 
-def plain(record: Record) -> tuple:
+def plain(record: Record) -> tuple[object, ...]:
     """What of a record must come back."""
     said = [getattr(record, name) for name in
             ("name", "splits", "text", "extension", "media_type", "description", "metadata", "state")]  # fmt: skip
@@ -159,7 +159,11 @@ def test_a_folder_that_somebody_packed_whole_is_no_split():
 cells = st.lists(texts.filter(lambda text: "\r" not in text), min_size=2, max_size=2)
 
 
-@given(st.lists(st.tuples(cells, st.sampled_from(["train", "valid", ""]), st.sets(st.sampled_from("abc")))))
+@given(
+    st.lists(
+        st.tuples(cells, st.sampled_from(["train", "valid", ""]), st.sets(st.sampled_from("abc")))
+    )
+)
 def test_a_table_comes_back_with_every_cell(rows):
     out = io.StringIO()
     writer = csv.writer(out, delimiter=";", lineterminator="\n")
@@ -168,7 +172,7 @@ def test_a_table_comes_back_with_every_cell(rows):
     config = {"split_column": "split", "label_column": "labels", "label_separator": " ",
               "multi_label": True, "filename": "t.csv", "csv_separator": ";"}  # fmt: skip
     header, found, _ = read(CSV, {"t.csv": out.getvalue(), "config.json": json.dumps(config)})
-    assert json.loads(header.config)["column_names"] == "x;y"
+    assert json.loads(header.config or "")["column_names"] == "x;y"
     version = about(config=header.config, content_type="tabular")
     members, report = written(CSV, found, version, breaks=True)
     again = members[f"{version.version_id}.csv"].decode()

@@ -33,6 +33,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENTRY_BYTES = 46
 _MOST_COMMENT = 65_535
+_MOST_DIRECTORY = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,13 @@ def check_count(file: BinaryIO, limits: Limits) -> None:
         TooLarge: it has too many entries.
     """
     start, size = _directory(file)
+    # The library holds all of it in memory, and comments may make each entry 190 KiB long.
+    if size > _MOST_DIRECTORY:
+        raise TooLarge(
+            f"the archive's directory has more than {_MOST_DIRECTORY} bytes; pack it without "
+            "comments, or split it",
+            field=FIELD,
+        )
     file.seek(start)
     entries, left = 0, size
     while left >= _ENTRY_BYTES:
@@ -265,6 +273,9 @@ def _check_member(file: BinaryIO, info: zipfile.ZipInfo) -> None:
             if size > info.file_size:
                 raise broken(name, "it is longer than it says")
             crc = zlib.crc32(block, crc)
+        # Bytes behind the end would gather in memory, copied again with each block.
+        if unpack is not None and unpack.eof and (left > 0 or unpack.unused_data):
+            raise broken(name, "it has bytes behind its end")
     if unpack is not None and not unpack.eof:
         crc, size = _drain(unpack, crc, size, info)
     if size != info.file_size:

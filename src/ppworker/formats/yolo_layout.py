@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ppworker.errors import Invalid
 from ppworker.formats import colours, data_yaml, places
 from ppworker.formats.archive import Archive
 from ppworker.formats.base import Report
@@ -88,7 +89,7 @@ def find(archive: Archive, report: Report) -> Layout:
         Invalid: it has no names of labels, or they cannot be read.
     """
     files = Files(archive)
-    settings = {m: data_yaml.read(archive.lines(m), m) for m in archive if _is_yaml(m)}
+    settings = {m: _settings(archive, m) for m in archive if _is_yaml(m)}
     settings = {member: found for member, found in settings.items() if found.names}
     darknet = {m: _assignments(archive, m) for m in archive if m.lower().endswith(".data")}
     names, names_member = _names(archive, files, settings, darknet)
@@ -149,9 +150,21 @@ def _plain_names(archive: Archive, member: str) -> list[str]:
     return names
 
 
+def _settings(archive: Archive, member: str) -> DataYaml:
+    try:
+        return data_yaml.read(archive.lines(member), member)
+    except Invalid:
+        if member.rpartition("/")[2].lower() in _SETTINGS_FILES:
+            raise
+        return DataYaml()  # YAML of something else
+
+
 def _assignments(archive: Archive, member: str) -> dict[str, str]:
-    """Lines ``key = value`` of Darknet's description."""
-    matches = (_ASSIGNMENT.match(line) for line in archive.lines(member, _MOST_LINE))
+    """Lines ``key = value`` of Darknet's description; none of what is something else."""
+    try:
+        matches = [_ASSIGNMENT.match(line) for line in archive.lines(member, _MOST_LINE)]
+    except Invalid:
+        return {}
     return {match.group(1): match.group(2) for match in matches if match}
 
 
@@ -187,9 +200,12 @@ def _named_lists(
 
 def _is_list(archive: Archive, member: str) -> bool:
     """Whether the first line that is not blank names a picture; an empty list is one too."""
-    for line in archive.lines(member, _MOST_LINE):
-        if line.strip():
-            return places.is_picture_name(line.strip())
+    try:
+        for line in archive.lines(member, _MOST_LINE):
+            if line.strip():
+                return places.is_picture_name(line.strip())
+    except Invalid:
+        return False  # a text of something else
     return "/" not in member
 
 

@@ -22,6 +22,8 @@ class Counts:
     unlabelled: Mapping[UUID, int]
     labelled: Mapping[UUID, int]
     """Of one label."""
+    is_disjoint: bool
+    """Whether no item belongs to several splits, so that their counts add up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +45,25 @@ SELECT split_id, bucket, sum(item_count)::bigint AS items FROM (
   SELECT split_id, bucket, label_id, item_count FROM label_stat_deltas
   WHERE split_id = ANY(:splits) AND (bucket <> 'label' OR label_id = :label)) both_kinds
 GROUP BY 1, 2 HAVING sum(item_count) > 0
+UNION ALL
+(SELECT NULL, 'overlap', 1 FROM split_overlaps WHERE version_id = :version LIMIT 1)
 """)
 
 
 def read_counts(tx: Tx, scope: Scope, label_id: UUID | None) -> Counts:
     """Items of the splits, in all, without annotations, and of that label; one statement."""
-    found: dict[str, dict[UUID, int]] = {"total": {}, "unlabelled": {}, "label": {}}
-    parameters = {"splits": list(scope.split_ids), "label": label_id}
+    found: dict[str, dict[UUID, int]] = {"total": {}, "unlabelled": {}, "label": {}, "overlap": {}}
+    parameters = {
+        "splits": list(scope.split_ids), "label": label_id, "version": scope.version_id,
+    }  # fmt: skip
     for row in tx.execute(_READ, parameters):
         found[row.bucket][row.split_id] = row.items
-    return Counts(total=found["total"], unlabelled=found["unlabelled"], labelled=found["label"])
+    return Counts(
+        total=found["total"],
+        unlabelled=found["unlabelled"],
+        labelled=found["label"],
+        is_disjoint=not found["overlap"],
+    )
 
 
 def is_split_smaller(counts: Counts, filters: Filters) -> bool:
@@ -75,7 +86,7 @@ def size(tx: Tx, scope: Scope, filters: Filters, counts: Counts) -> Size:
         found = counts.labelled
     if filters.split_id is not None:
         return Size(exactly=found.get(filters.split_id, 0))
-    if len(found) <= 1:  # else splits may share items
+    if counts.is_disjoint or len(found) <= 1:
         return Size(exactly=sum(found.values()))
     if sum(counts.total.values()) <= COUNTED:
         return Size(exactly=item_lists.count_page(tx, scope, filters, most=COUNTED))

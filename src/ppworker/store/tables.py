@@ -254,6 +254,16 @@ unlabelled_items = Table(
     postgresql_with={"autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_threshold": 500},
 )
 
+split_overlaps = Table(
+    "split_overlaps",
+    metadata,
+    # Items that belong to several splits of a version, kept likewise: where there are none, what is
+    # counted in splits adds up.
+    Column("version_id", Uuid, nullable=False),
+    Column("item_id", Uuid, nullable=False),
+    sa.PrimaryKeyConstraint("version_id", "item_id"),
+)
+
 item_states = Table(
     "item_states",
     metadata,

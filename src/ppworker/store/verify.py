@@ -72,6 +72,9 @@ INVARIANTS: dict[str, str] = {
           SELECT s.split_id, s.item_id FROM item_splits s WHERE NOT EXISTS (
             SELECT 1 FROM annotations a WHERE a.item_id = s.item_id
               AND a.version_id = s.version_id AND a.deleted_at IS NULL))) w""",
+    "an item of several splits of a version is known as one": """
+        SELECT item_id::text FROM (SELECT version_id, item_id FROM item_splits GROUP BY 1, 2
+          HAVING count(*) > 1 EXCEPT SELECT version_id, item_id FROM split_overlaps) w""",
     "an item belongs to a version of its dataset": """
         SELECT s.item_id::text FROM item_splits s JOIN dataset_items i ON i.id = s.item_id
         JOIN dataset_versions v ON v.id = s.version_id WHERE v.dataset_id <> i.dataset_id""",

@@ -169,7 +169,7 @@ def _stage(
             raise Invalid("the body holds no item", field="body")
         if path is not None:
             path.replace(folder / shelf.ARCHIVE)
-        return stage.commit(
+        return stage.accept(
             deps, user_id, into, operation_id, folder, total=total, result={}, key=key
         )
 

@@ -146,7 +146,7 @@ def take_archive(
             )
         path.replace(folder / shelf.ARCHIVE)
         result = {"format": found.name, **report.as_json()}
-        return commit(deps, user_id, into, operation_id, folder, total=total, result=result)
+        return accept(deps, user_id, into, operation_id, folder, total=total, result=result)
 
 
 def checked(deps: Deps, records: Iterator[Record], report: Report) -> Iterator[Record]:
@@ -237,7 +237,7 @@ def _clean(value: Any) -> Any:
     return clean_text(value)[0] if isinstance(value, str) else value
 
 
-def commit(
+def accept(
     deps: Deps,
     user_id: UUID,
     into: Target,

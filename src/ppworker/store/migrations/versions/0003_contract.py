@@ -150,7 +150,14 @@ def _lists() -> None:
             "autovacuum_vacuum_threshold": 500,
         },
     )
+    op.create_table(
+        "split_overlaps",
+        sa.Column("version_id", sa.UUID(), nullable=False),
+        sa.Column("item_id", sa.UUID(), nullable=False),
+        sa.PrimaryKeyConstraint("version_id", "item_id", name=op.f("split_overlaps_pkey")),
+    )
     op.execute(_ALL)
+    op.execute(_OVERLAPS)
     for name, body in _KEEPERS.items():
         op.execute(
             f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off "
@@ -169,13 +176,17 @@ _BARE = """(SELECT true FROM annotations a WHERE a.item_id = m.item_id
   AND a.version_id = m.version_id AND a.deleted_at IS NULL LIMIT 1) IS NULL"""
 _ALL = f"""
 INSERT INTO unlabelled_items SELECT m.split_id, m.item_id FROM item_splits m WHERE {_BARE}"""  # noqa: S608
+_OVERLAPS = """
+INSERT INTO split_overlaps SELECT DISTINCT c.version_id, c.item_id FROM item_splits c
+JOIN item_splits m ON m.item_id = c.item_id AND m.version_id = c.version_id
+AND m.split_id <> c.split_id"""
 _ENTER = """
 INSERT INTO unlabelled_items SELECT DISTINCT m.split_id, m.item_id FROM changed c
 JOIN item_splits m ON m.item_id = c.item_id AND m.version_id = c.version_id
 WHERE {which} {bare} ON CONFLICT DO NOTHING;
 """
 _KEEPERS = {
-    "unlabelled_items_annotated": """
+    "annotations_written": """
 DELETE FROM unlabelled_items WHERE ctid = ANY (ARRAY(
   SELECT u.place
   FROM (SELECT DISTINCT item_id, version_id FROM changed WHERE deleted_at IS NULL) c
@@ -185,19 +196,25 @@ DELETE FROM unlabelled_items WHERE ctid = ANY (ARRAY(
     WHERE u.split_id = m.split_id AND u.item_id = c.item_id OFFSET 0) u));
 """  # noqa: S608  constants
     + _ENTER.format(which="c.deleted_at IS NOT NULL AND", bare=_BARE),
-    "unlabelled_items_cleared": _ENTER.format(which="", bare=_BARE),
-    "unlabelled_items_joined": _ALL.replace("item_splits", "changed") + " ON CONFLICT DO NOTHING;",
-    "unlabelled_items_left": """
+    "annotations_gone": _ENTER.format(which="", bare=_BARE),
+    "item_splits_joined": _ALL.replace("item_splits", "changed")
+    + " ON CONFLICT DO NOTHING;"
+    + _OVERLAPS.replace("item_splits c", "changed c")
+    + " ON CONFLICT DO NOTHING;",
+    "item_splits_left": """
 DELETE FROM unlabelled_items u USING changed c
 WHERE u.split_id = c.split_id AND u.item_id = c.item_id;
+DELETE FROM split_overlaps o USING changed c
+WHERE o.version_id = c.version_id AND o.item_id = c.item_id AND 2 > (SELECT count(*)
+  FROM item_splits m WHERE m.item_id = o.item_id AND m.version_id = o.version_id);
 """,
 }
 _EVENTS = (
-    ("annotations", "INSERT", "NEW", "unlabelled_items_annotated"),
-    ("annotations", "UPDATE", "NEW", "unlabelled_items_annotated"),
-    ("annotations", "DELETE", "OLD", "unlabelled_items_cleared"),
-    ("item_splits", "INSERT", "NEW", "unlabelled_items_joined"),
-    ("item_splits", "DELETE", "OLD", "unlabelled_items_left"),
+    ("annotations", "INSERT", "NEW", "annotations_written"),
+    ("annotations", "UPDATE", "NEW", "annotations_written"),
+    ("annotations", "DELETE", "OLD", "annotations_gone"),
+    ("item_splits", "INSERT", "NEW", "item_splits_joined"),
+    ("item_splits", "DELETE", "OLD", "item_splits_left"),
 )
 
 
