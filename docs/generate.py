@@ -8,6 +8,7 @@ from the code.
 Usage: python docs/generate.py [--check]
 """
 
+import json
 import re
 import runpy
 import sys
@@ -21,9 +22,12 @@ from pydantic import BaseModel, SecretStr
 from sqlalchemy.dialects import postgresql
 
 from ppworker.api import app as http
+from ppworker.api.resources import accounts as api_accounts
 from ppworker.api.resources import annotations as api_annotations
+from ppworker.api.resources import api_keys, processor_fields
 from ppworker.api.resources import applications as api_applications
 from ppworker.api.resources import blobs as api_blobs
+from ppworker.api.resources import bulk as api_bulk
 from ppworker.api.resources import datasets as api_datasets
 from ppworker.api.resources import inferences as api_inferences
 from ppworker.api.resources import item_states as api_item_states
@@ -34,8 +38,8 @@ from ppworker.api.resources import model_inferences as api_model_inferences
 from ppworker.api.resources import model_versions as api_model_versions
 from ppworker.api.resources import models as api_models
 from ppworker.api.resources import operations as api_operations
-from ppworker.api.resources import processor_fields
 from ppworker.api.resources import reviews as api_reviews
+from ppworker.api.resources import shares as api_shares
 from ppworker.api.resources import splits as api_splits
 from ppworker.api.resources import versions as api_versions
 from ppworker.cli import program
@@ -47,6 +51,7 @@ from ppworker.store import tables
 
 DOCS = Path(__file__).parent
 _ASYNCAPI = runpy.run_path(str(DOCS / "asyncapi.py"))
+_SDK = runpy.run_path(str(DOCS / "sdk.py"))
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _OPEN = re.compile(r"<!-- generated: ")
 
@@ -277,6 +282,12 @@ SHAPES: dict[str, type[BaseModel]] = {
     "Model version's metric": api_model_versions.MetricAnswer,
     "Application": api_applications.ApplicationAnswer,
     "Operation": api_operations.OperationAnswer,
+    "Items made at once": api_bulk.BulkAnswer,
+    "Login": api_accounts.LoginAnswer,
+    "Who asks": api_accounts.ContextAnswer,
+    "API key": api_keys.KeyAnswer,
+    "Share": api_shares.ShareAnswer,
+    "Shared with": api_shares.SharedWith,
     "Stored file": api_blobs.BlobAnswer,
 }
 """What answers are made of, by the name that people call it."""
@@ -332,6 +343,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "messages": _ASYNCAPI["tables"],
     "metrics": metrics_tables,
     "routes": route_table,
+    "sdk-bugs": _SDK["bugs_table"],
+    "sdk-excuses": _SDK["excuses_table"],
+    "sdk-methods": _SDK["methods_table"],
     "settings": settings_table,
     "shapes": shape_tables,
     "skips": skips_table,
@@ -339,7 +353,15 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 
-FILES: dict[str, Callable[[], str]] = {_ASYNCAPI["PATH"]: _ASYNCAPI["text"]}
+def openapi() -> str:
+    """The published schema of the HTTP API."""
+    return json.dumps(http.schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+FILES: dict[str, Callable[[], str]] = {
+    _ASYNCAPI["PATH"]: _ASYNCAPI["text"],
+    "reference/openapi.json": openapi,
+}
 """Files that are generated as a whole."""
 
 

@@ -17,7 +17,7 @@ from ppworker.errors import UnreadableInput
 from ppworker.pipeline.runs import refresh
 from ppworker.pipeline.uploads import ingest
 from ppworker.store import item_counts, item_lists
-from ppworker.store.item_lists import Filters, Scope, in_any_case
+from ppworker.store.item_lists import Filters, Scope, Way, in_any_case
 
 TEXTS = (
     "100% sure",
@@ -53,13 +53,13 @@ def walk(client: httpx2.Client, path: str, size: int, **asked: Any) -> list[dict
 class Oracle:
     """Items with everything a list may be filtered by, and which of them fit, worked out plainly."""
 
-    def __init__(self, world: World, seed: int, count: int = 40) -> None:
+    def __init__(self, world: World, seed: int, shared: float, count: int = 40) -> None:
         self.world, self.dice = world, random.Random(seed)
         world.processor()
         splits = [world.train, world.valid, world.test]
         for n in range(count):
             (id_,) = world.add(f"{n} {self.dice.choice(TEXTS)}", split=self.dice.choice(splits))
-            if self.dice.random() < 0.3:
+            if self.dice.random() < shared:
                 self._also_in(id_, self.dice.choice(splits).id)
         self.labels: dict[str, UUID] = {}
         self._annotate()
@@ -150,10 +150,11 @@ class Oracle:
         return Filters(**{name: asked[name] for name in names})
 
 
+@pytest.mark.parametrize("shared", [0.3, 0.0], ids=["shared", "disjoint"])
 def test_every_filter_finds_what_an_oracle_finds_page_by_page_and_counted(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, shared: float
 ) -> None:
-    oracle = Oracle(world, seed=7)
+    oracle = Oracle(world, seed=7, shared=shared)
     scope = Scope(
         version_id=world.train.version_id,
         dataset_id=world.dataset.id,
@@ -162,7 +163,7 @@ def test_every_filter_finds_what_an_oracle_finds_page_by_page_and_counted(
     assert refresh.verify(world.deps, scope.split_ids) == []
     counted = 0
     with world.deps.db.look() as tx:
-        for _ in range(250):
+        for _ in range(150):
             wanted = oracle.wish()
             right = [id_ for id_ in oracle.items if oracle.fits(id_, wanted)]
             # A look is short, or an item's text fills it, or neither.
@@ -170,13 +171,11 @@ def test_every_filter_finds_what_an_oracle_finds_page_by_page_and_counted(
             monkeypatch.setattr(item_lists, "LOOK_BYTES", oracle.dice.choice([1, 40, 10_000]))
             monkeypatch.setattr(item_counts, "COUNTED", oracle.dice.choice([10, 20_000]))
             size = oracle.dice.choice([1, 2, 7, 1000])
-            by_split = oracle.dice.random() < 0.5
+            way = Way(by_split=oracle.dice.random() < 0.5)
             found: list[UUID] = []
             after = None
             for _ in range(200):
-                page = item_lists.list_page(
-                    tx, scope, wanted, after=after, limit=size, by_split=by_split
-                )
+                page = item_lists.list_page(tx, scope, wanted, after=after, limit=size, way=way)
                 assert len(page.ids) <= size
                 assert page.is_cut or page.behind is None or len(page.ids) == size
                 found += page.ids
@@ -184,14 +183,19 @@ def test_every_filter_finds_what_an_oracle_finds_page_by_page_and_counted(
                 if after is None:
                     break
             assert found == right, wanted
-            page = item_lists.list_page(tx, scope, wanted, offset=2, limit=3)
-            assert page.ids == right[2:5] or page.is_cut, wanted
             counts = item_counts.read_counts(tx, scope, wanted.label_id)
+            for offset in (2, len(right) - 4, len(right) - 2, len(right), len(right) + 3):
+                if offset >= 0:
+                    way = item_counts.way_to(counts, wanted, offset=offset)
+                    page = item_lists.list_page(tx, scope, wanted, offset=offset, limit=3, way=way)
+                    assert page.ids == right[offset : offset + 3] or page.is_cut, wanted
+                    is_end = not page.ids or page.ids[-1] == right[-1]
+                    assert (page.behind is None) == is_end or wanted.is_bounded, wanted
             size_of = item_counts.size(tx, scope, wanted, counts)
             assert size_of.exactly in {None, len(right)}, wanted
             assert size_of.at_most is None or size_of.at_most >= len(right)
             counted += size_of.exactly is not None
-    assert counted > 50
+    assert counted > 40
 
 
 def test_a_list_is_walked_by_cursor_page_or_link_and_says_how_long_it_is(api: Api) -> None:
@@ -230,10 +234,26 @@ def test_where_many_splits_may_share_items_the_total_is_a_bound(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(item_counts, "COUNTED", 10)
-    api.world.add(*(f"text {n}" for n in range(12)))
+    ids = api.world.add(*(f"text {n}" for n in range(12)))
     api.world.add("x", split=api.world.valid)
-    headers = api.me.get(f"{api.version}/items", params={"pageSize": 3}).headers
-    assert (headers.get("x-total-count"), headers["x-total-at-most"]) == (None, "13")
+    items = f"{api.version}/items"
+
+    def total() -> tuple[str | None, str | None]:
+        headers = api.me.get(items, params={"pageSize": 3}).headers
+        return headers.get("x-total-count"), headers.get("x-total-at-most")
+
+    assert total() == ("13", None), "no item is in two of them"
+    both = [{"id": str(split.id)} for split in (api.world.train, api.world.valid)]
+    made = api.me.post(items, json={"text": "shared", "splits": both}).json()
+    assert total() == (None, "15")
+    listed = [row["id"] for n in range(6) for row in
+              api.me.get(items, params={"pageSize": 3, "pageCount": n}).json()]  # fmt: skip
+    assert len(listed) == len(set(listed)) == 14
+    assert listed[0] == str(ids[0])
+    gone = api.me.delete(f"{api.version}/splits/{api.world.valid.id}/items/{made['id']}")
+    assert gone.status_code == 200, gone.text
+    assert total() == ("14", None)
+    api.world.check()
 
 
 def test_a_cursor_is_good_for_its_list_alone_and_for_whoever_may_see_that(

@@ -15,7 +15,7 @@ from api_cases import CASES, CONTRACT, Case, bare
 from api_server import Api, new_user
 from api_shapes import PROBLEM, Raw, fits, holds
 from api_things import Things, digest, filled, make_things, served_world, username
-from ppworker.api.app import PREFIX, create_app, routes
+from ppworker.api.app import PREFIX, routes, schema
 from ppworker.pipeline.deps import Deps
 
 pytestmark = pytest.mark.xdist_group("api-walk")
@@ -80,7 +80,7 @@ def test_every_route_has_its_case_and_every_case_its_route():
 
 
 def test_the_application_publishes_the_routes_of_its_rooms_and_no_others(api: Api):
-    published = create_app(api.deps, threads=2).openapi()["paths"]
+    published = schema()["paths"]
     assert {(m.upper(), path) for path, methods in published.items() for m in methods} == {
         (route.method, route.path) for route in routes()
     }
@@ -243,7 +243,7 @@ def test_a_body_without_a_file_is_refused(case: Case, api: Api, shared: Things) 
 def test_a_bad_value_in_a_query_is_refused_by_its_name(
     api: Api, shared: Things, subtests: Any
 ) -> None:
-    published = create_app(api.deps, threads=2).openapi()["paths"]
+    published = schema()["paths"]
     by_name = {bare(case.name): case for case in CASES}
     asked = 0
     for path, methods in published.items():

@@ -32,6 +32,7 @@ from ppworker.pipeline.setup import processor_changes
 from ppworker.pipeline.uploads import ingest
 from ppworker.store import labels as label_store
 from ppworker.store import operations as operation_store
+from ppworker.store.ids import new_id
 from ppworker.store.operations import Operation
 from ppworker.store.results import Scope
 from ppworker.store.suggestions import Suggestions
@@ -330,7 +331,7 @@ def test_items_that_were_made_in_one_moment_are_never_parted(
 ) -> None:
     processor = world.processor()
     numbers = itertools.count()
-    moment = uuid4().int >> 64 << 64
+    moment = new_id().int >> 64 << 64
     monkeypatch.setattr(ingest, "new_id", lambda: UUID(int=moment + next(numbers)))
     world.add(*(f"text {n}" for n in range(operation_store.FIRST_CHUNK + 3)))
     monkeypatch.undo()

@@ -141,7 +141,7 @@ def test_what_is_broken_is_refused_by_member_and_line(members, said):
 
 
 def test_files_of_something_else_refuse_nothing():
-    members = {
+    members: dict[str, bytes | str] = {
         "a.names": "cat",
         "1.jpg": "x",
         "ci.yaml": "names: [",

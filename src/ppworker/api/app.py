@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from threading import Event
+from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI
@@ -89,6 +90,8 @@ ROUTERS = (
 )
 """Every room of the contract; each but the first two knows that its caller has a key."""
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
@@ -111,6 +114,29 @@ def routes() -> list[Route]:
         for method in sorted(route.methods or ())
     ]
     return sorted(found, key=lambda route: (route.path, route.method))
+
+
+def schema() -> dict[str, Any]:
+    """The published schema, as every running application tells it."""
+    app = _published()
+    for router in ROUTERS:
+        app.include_router(router, prefix=PREFIX)
+    return app.openapi()
+
+
+def _published(lifespan: Lifespan | None = None) -> Published:
+    return Published(
+        title="ppworker",
+        version=__version__,
+        openapi_url=f"{PREFIX}/openapi.json",
+        # Their pages would load programs from other hosts.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # Clients of the contract send JSON without saying so.
+        strict_content_type=False,
+        lifespan=lifespan,
+    )
 
 
 def _is_open() -> bool:
@@ -137,18 +163,7 @@ def create_app(
     """
     turns = Turns(deps)
     pictures = Thumbnails(deps.blobs, deps.settings.data_dir)
-    app = Published(
-        title="ppworker",
-        version=__version__,
-        openapi_url=f"{PREFIX}/openapi.json",
-        # Their pages would load programs from other hosts.
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        # Clients of the contract send JSON without saying so.
-        strict_content_type=False,
-        lifespan=_alive(threads, turns, pictures),
-    )
+    app = _published(_alive(threads, turns, pictures))
     app.state.deps = deps
     app.state.is_open = is_open
     app.state.uses = Uses()
@@ -167,9 +182,7 @@ def create_app(
     return app
 
 
-def _alive(
-    threads: int, turns: Turns, pictures: Thumbnails
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _alive(threads: int, turns: Turns, pictures: Thumbnails) -> Lifespan:
     """So many threads while it serves, and no process of ours behind its end."""
 
     @asynccontextmanager

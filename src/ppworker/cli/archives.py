@@ -3,19 +3,20 @@
 import shutil
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
 from ppworker.cli import operations, render
 from ppworker.cli.operations import Wait
 from ppworker.cli.session import Call, Session, command, session
-from ppworker.cli.versions import DatasetRef, version_of
+from ppworker.cli.versions import DatasetRef, find
 from ppworker.domain.job import Status
 from ppworker.errors import Invalid, NotFound
 from ppworker.pipeline.transfer import export, shelf, stage
 from ppworker.store import datasets
 from ppworker.store import operations as store
-from ppworker.store.datasets import Split
+from ppworker.store.datasets import Dataset, Split
 
 _File = Annotated[str, typer.Argument(metavar="FILE", help="A zip archive.", show_default=False)]
 _Version = Annotated[
@@ -45,13 +46,13 @@ def import_archive(
 ) -> None:
     """Check an archive, then add all its items to a dataset."""
     with session(call) as s:
-        into = version_of(s, dataset, version)
+        into = _version_id(s, dataset, version)
         try:
             with (
                 Path(file).open("rb") as source,
                 s.deps.blobs.receive(source, limit=s.deps.settings.max_file_bytes) as path,
             ):
-                accepted = stage.take_archive(s.deps, s.user_id, into.id, path, format_name)
+                accepted = stage.take_archive(s.deps, s.user_id, into, path, format_name)
         except OSError as error:
             if error.filename != file:
                 raise  # our own store, whose disk is full for instance
@@ -84,14 +85,14 @@ def export_archive(
 ) -> None:
     """Write a dataset into an archive; what its format cannot hold is counted."""
     with session(call) as s:
-        source = version_of(s, dataset, version)
+        source = _version_id(s, dataset, version)
         if format_name is not None:
             stage.known_format(format_name)
         asked = export.begin(
             s.deps,
             s.user_id,
-            source.id,
-            split=None if split is None else _split(s, source.id, split),
+            source,
+            split=None if split is None else _split(s, source, split),
             format_name=format_name,
         )
         done = operations.follow(s, asked.operation_id)
@@ -110,8 +111,15 @@ def export_archive(
     operations.finish(call, done)
 
 
-def _split(s: Session, version_id: object, name: str) -> Split:
-    splits = s.read(lambda tx: datasets.list_splits_of(tx, [version_id]))  # type: ignore[list-item]
+def _version_id(s: Session, dataset: str, version: str | None) -> UUID:
+    if version is not None:
+        return find(s, dataset, version).id
+    newest: Dataset = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
+    return newest.version_id
+
+
+def _split(s: Session, version_id: UUID, name: str) -> Split:
+    splits: list[Split] = s.read(lambda tx: datasets.list_splits_of(tx, [version_id]))
     found = next((split for split in splits if name in {split.name, str(split.id)}), None)
     if found is None:
         raise NotFound(

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppworker.cli import operations, render
+from ppworker.cli import archives, operations, render
 from ppworker.cli.operations import Wait
 from ppworker.cli.session import Call, command, group, session
 from ppworker.domain.labels import normalise_label
@@ -80,6 +80,9 @@ def delete_dataset(call: Call, dataset: DatasetRef, *, wait: Wait = True) -> Non
         found = s.read(lambda tx: datasets.get_dataset(tx, s.user_id, dataset))
         done = operations.ended(s, delete.dataset(s.deps, found), wait=wait)
     operations.finish(call, done)
+
+
+archives.add_to(_datasets)
 
 
 @command(_splits, "create")

@@ -93,7 +93,7 @@ def retry(call: Call, operation: OperationRef) -> None:
 
 def about(operation: Operation) -> dict[str, Any]:
     """What is shown of an operation."""
-    names = (*_FACTS, "dataset_id", "arguments", "counts")
+    names = (*_FACTS, "dataset_id", "arguments", "counts", "result")
     return {name: render.plain(getattr(operation, name)) for name in names}
 
 
@@ -107,6 +107,8 @@ def tell(call: Call, operation: Operation, **more: Any) -> None:
     render.say(*(f"{name:<13} {render.cell(facts[name])}" for name in shown))
     for word, count in sorted(operation.counts.items()):
         render.say(f"  {count:>9} {word.replace('_', ' ')}")
+    for word, count in sorted(operation.result.get("skipped", {}).items()):
+        render.say(f"  {count:>9} skipped: {word.replace('_', ' ')}")
 
 
 def finish(call: Call, operation: Operation, **more: Any) -> None:

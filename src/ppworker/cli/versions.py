@@ -58,7 +58,7 @@ def duplicate_version(
 ) -> None:
     """Duplicate a version: labels, splits, annotations and states; items and files are shared."""
     with session(call) as s:
-        source = _find(s, dataset, version)
+        source = find(s, dataset, version)
         id_ = duplicate.begin(s.deps, source, name=name)
         done = (
             operations.follow(s, id_)
@@ -76,12 +76,12 @@ def delete_version(
 ) -> None:
     """Delete a version with the items that no other version has."""
     with session(call) as s:
-        found = _find(s, dataset, version)
+        found = find(s, dataset, version)
         done = operations.ended(s, delete.version(s.deps, found), wait=wait)
     operations.finish(call, done)
 
 
-def _find(s: Session, dataset: str, version: str) -> Version:
+def find(s: Session, dataset: str, version: str) -> Version:
     """The version that an id or a name means, where one version only has that name."""
 
     def read(tx: Tx) -> list[Version]:

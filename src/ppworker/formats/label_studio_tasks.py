@@ -100,9 +100,10 @@ class _Task:
         if len(marks) > MOST_MARKS:
             refuse(self._where, f"has more than {MOST_MARKS} annotations; leave out the others")
         last = self._member.rpartition("/")[2]
+        stem = last.removesuffix(".txt") if self._is_text_member else last
         extension = last.rpartition(".")[2].lower() if "." in last else ""
         return Record(
-            name=self._string("name") or last,
+            name=self._string("name") or stem,
             extension=extension if self._member else "txt",
             splits=self._splits(split),
             text=self._read_text if self._text is None else self._text.clean,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from ppworker.store import item_lists
 from ppworker.store.db import Tx
-from ppworker.store.item_lists import Filters, Scope
+from ppworker.store.item_lists import Filters, Scope, Way
 
 COUNTED = 20_000
 """Most items of a version that are counted one by one, where its splits may share some."""
@@ -66,11 +66,17 @@ def read_counts(tx: Tx, scope: Scope, label_id: UUID | None) -> Counts:
     )
 
 
-def is_split_smaller(counts: Counts, filters: Filters) -> bool:
-    """Whether the items of the split are fewer than those of the label, and so the way to walk."""
-    if filters.split_id is None:
-        return False
-    return counts.total.get(filters.split_id, 0) < sum(counts.labelled.values())
+def way_to(counts: Counts, filters: Filters, *, offset: int) -> Way:
+    """The cheaper way to a page."""
+    split_id = filters.split_id
+    here = sum(counts.total.values()) if split_id is None else counts.total.get(split_id, 0)
+    # With any filter it is not known how many rows lie behind a page.
+    is_whole = filters == Filters(split_id=split_id)
+    return Way(
+        by_split=split_id is not None and here < sum(counts.labelled.values()),
+        is_disjoint=counts.is_disjoint,
+        from_end=is_whole and offset > here // 2 and (counts.is_disjoint or split_id is not None),
+    )
 
 
 def size(tx: Tx, scope: Scope, filters: Filters, counts: Counts) -> Size:

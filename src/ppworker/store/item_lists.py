@@ -73,6 +73,18 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How to go to a page, by what is known of how many items there are: only its cost differs."""
+
+    by_split: bool = False
+    """Whether the split is smaller than the label."""
+    is_disjoint: bool = False
+    """Whether no item belongs to several splits."""
+    from_end: bool = False
+    """Whether the page is nearer to the end than to the beginning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """Ids of a page."""
 
@@ -91,7 +103,7 @@ def list_page(
     after: UUID | None = None,
     offset: int = 0,
     limit: int,
-    by_split: bool = False,
+    way: Way,
 ) -> Page:
     """A page of items, by one statement at most.
 
@@ -102,22 +114,24 @@ def list_page(
         after: only those behind this id.
         offset: how many of them to pass over.
         limit: most ids.
-        by_split: of a split and a label, whether the split is the smaller one.
+        way: how to go there.
     """
     if filters.is_contradiction:
         return Page(ids=[], behind=None)
-    query = _Query(scope, filters, after=after, by_split=by_split)
+    query = _Query(scope, filters, after=after, way=way)
     reach = offset + limit + 1
     query.parameters |= {"offset": offset, "most": limit + 1, "reach": reach, "walk": reach}
     if filters.is_bounded:
         return _look(tx, query, offset=offset, limit=limit)
+    if way.from_end:
+        return _from_end(tx, query, filters, offset=offset, limit=limit)
     ids = list(tx.execute(sa.text(_EXACT.format(**query.parts())), query.parameters).scalars())
     return Page(ids=ids[:limit], behind=ids[limit - 1] if len(ids) > limit else None)
 
 
 def count_page(tx: Tx, scope: Scope, filters: Filters, *, most: int) -> int:
     """How many items the filters of the contract leave, counted one by one up to ``most``."""
-    query = _Query(scope, filters, after=None, by_split=False)
+    query = _Query(scope, filters, after=None, way=Way())
     query.parameters |= {"reach": most, "walk": most}
     return int(tx.execute(sa.text(_COUNT.format(**query.parts())), query.parameters).scalar_one())
 
@@ -142,6 +156,35 @@ _WITH_TEXT = """
 SELECT octet_length(coalesce(t.text, '')) AS bytes, coalesce(t.text, '') AS text, t.name
 FROM dataset_items t WHERE t.id = d.item_id
 """
+
+
+# How many there are is asked in the same statement: between two, some might come.
+_FROM_END = """
+WITH n AS MATERIALIZED (SELECT CAST(coalesce(sum(c.item_count), 0) AS bigint) AS n FROM (
+  SELECT item_count FROM label_stats WHERE split_id = ANY(:counted) AND bucket = 'total'
+  UNION ALL
+  SELECT item_count FROM label_stat_deltas
+  WHERE split_id = ANY(:counted) AND bucket = 'total') c)
+SELECT d.item_id, (SELECT n FROM n) AS n FROM (
+  SELECT p.item_id FROM item_splits p WHERE {where} ORDER BY p.item_id DESC
+  OFFSET (SELECT greatest(n - :offset - :limit, 0) FROM n)
+  LIMIT (SELECT greatest(least(:limit, n - :offset), 0) FROM n)) d ORDER BY d.item_id
+"""
+
+
+def _from_end(tx: Tx, query: "_Query", filters: Filters, *, offset: int, limit: int) -> Page:
+    """A page of all items of a split, or of a version whose splits share none, gone to from behind
+    by the count that label stats keep exactly."""
+    where, counted = _OF_VERSION, query.parameters["splits"]
+    if filters.split_id is not None:
+        where, counted = _OF_SPLIT, [filters.split_id]
+    rows = tx.execute(
+        sa.text(_FROM_END.format(where=where)),
+        query.parameters | {"counted": counted, "limit": limit},
+    ).all()
+    ids = [row.item_id for row in rows]
+    is_end = not rows or rows[0].n <= offset + limit
+    return Page(ids=ids, behind=None if is_end else ids[-1])
 
 
 def _look(tx: Tx, query: "_Query", *, offset: int, limit: int) -> Page:
@@ -178,12 +221,10 @@ _BY_LABEL = """
 SELECT DISTINCT a.item_id FROM annotations a
 WHERE a.label_id = :label AND a.deleted_at IS NULL {after} ORDER BY a.item_id
 """
-_BY_SPLIT = """
-SELECT p.item_id FROM item_splits p WHERE p.split_id = :split {after} ORDER BY p.item_id
-"""
-_BY_VERSION = """
-SELECT DISTINCT p.item_id FROM item_splits p
-WHERE p.version_id = :version AND p.split_id = ANY(:splits) {after} ORDER BY p.item_id
+_OF_SPLIT = "p.split_id = :split"
+_OF_VERSION = "p.version_id = :version AND p.split_id = ANY(:splits)"
+_BY_MEMBERSHIP = """
+SELECT {distinct} p.item_id FROM item_splits p WHERE {where} {after} ORDER BY p.item_id
 """
 _BY_LACK_IN_SPLIT = """
 SELECT u.item_id FROM unlabelled_items u WHERE u.split_id = :split {after} ORDER BY u.item_id
@@ -208,9 +249,7 @@ _HAS_TEXT = "(i.text ~ :pattern OR i.name ~ :pattern)"
 class _Query:
     """The parts of a statement: one index that is walked, and conditions for the rest."""
 
-    def __init__(
-        self, scope: Scope, filters: Filters, *, after: UUID | None, by_split: bool
-    ) -> None:
+    def __init__(self, scope: Scope, filters: Filters, *, after: UUID | None, way: Way) -> None:
         self._filters = filters
         self._conditions: list[str] = []
         self._after = after
@@ -223,8 +262,9 @@ class _Query:
             "after": after,
         }
         self._walks_label = (
-            filters.label_id is not None and filters.job_status is None and not by_split
+            filters.label_id is not None and filters.job_status is None and not way.by_split
         )
+        self._is_disjoint = way.is_disjoint
         self._driver = self._drive()
         self._ask()
 
@@ -246,11 +286,17 @@ class _Query:
         elif wanted.only_unlabelled:
             statement, alias = (_BY_LACK if wanted.split_id is None else _BY_LACK_IN_SPLIT), "u"
         else:
-            statement, alias = (_BY_VERSION if wanted.split_id is None else _BY_SPLIT), "p"
+            statement, alias = _BY_MEMBERSHIP, "p"
         if alias in {"j", "a"}:  # the others say of themselves where an item belongs
             self._conditions.append(_IS_MEMBER if wanted.split_id is None else _IS_IN_SPLIT)
         after = "" if self._after is None else f"AND {alias}.item_id > :after"
-        return statement.format(after=after, status=wanted.job_status)
+        is_once = wanted.split_id is not None or self._is_disjoint
+        return statement.format(
+            after=after,
+            status=wanted.job_status,
+            where=_OF_VERSION if wanted.split_id is None else _OF_SPLIT,
+            distinct="" if is_once else "DISTINCT",
+        )
 
     def _ask(self) -> None:
         wanted = self._filters

@@ -141,7 +141,7 @@ def list_items(
             after=at.after,
             offset=at.offset,
             limit=size,
-            by_split=item_counts.is_split_smaller(counts, filters),
+            way=item_counts.way_to(counts, filters, offset=at.offset),
         )
         if page.is_cut and at.offset:
             raise Malformed(

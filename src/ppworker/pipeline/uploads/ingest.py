@@ -141,7 +141,7 @@ def planned_events(
     Args:
         planned: the jobs.
         names: names of their post-processors.
-        origin: what asked for them: upload, inference, backfill or rerun.
+        origin: what asked for them: upload, import, inference, backfill or rerun.
     """
     return [
         JobMoved(
