@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 p
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test unit properties outage test-system oracle check lint format bench bench-lists docs requirements clean
+.PHONY: help install demo test unit properties contract fuzz-api outage test-system oracle check lint format bench bench-lists docs requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,12 @@ unit: install ## Run the unit tests: no server, a few seconds
 
 properties: install ## Run the property tests of the pure rules with many examples
 	PPWORKER_TEST_PROFILE=thorough $(BIN)/python -m pytest tests/unit -n $(JOBS) -m hypothesis $(ARGS)
+
+contract: install ## Ask the HTTP API whatever its published schema allows and forbids: 1,000 cases
+	$(BIN)/python -m pytest tests/contract -s $(ARGS)
+
+fuzz-api: install ## The same with 20,000 cases; PPWORKER_TEST_API_SEED=N repeats a run
+	PPWORKER_TEST_API_CASES=20000 $(BIN)/python -m pytest tests/contract -s $(ARGS)
 
 outage: install ## Take PostgreSQL away for two minutes under a thousand upload messages
 	PPWORKER_TEST_OUTAGE_S=120 $(BIN)/python -m pytest tests/acceptance/test_messages.py -k postgresql_away -s $(ARGS)

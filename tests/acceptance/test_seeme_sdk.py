@@ -5,6 +5,7 @@ Each public method of the client is called here or has its excuse in `docs/sdk.p
 
 import ast
 import gc
+import importlib
 import inspect
 import json
 import random
@@ -82,7 +83,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def place(client: Any) -> SimpleNamespace:
+def place(client: Any) -> Any:
     """A new dataset with its first version and a split."""
     return made_place(client)
 
@@ -420,16 +421,17 @@ def test_annotations_and_label_stats(client: Any, place: Any) -> None:
 def test_a_label_replaces_the_other_where_only_one_is_allowed(client: Any) -> None:
     place = made_place(client, multi=False)
     item = text_item(client, place, "either")
-    for name in ("dog", "cat"):
-        label = client.create_dataset_label(
-            place.id, place.v, seeme.Label(name=name, version_id=place.v)
-        )
+    dog, cat = (
+        client.create_dataset_label(place.id, place.v, seeme.Label(name=name, version_id=place.v))
+        for name in ("dog", "cat")
+    )
+    for label in (dog, cat):
         client.annotate(
             place.id, place.v,
             seeme.Annotation(label_id=label.id, item_id=item.id, split_id=place.s),
         )  # fmt: skip
     (left,) = client.get_dataset_item(place.id, place.v, item.id).annotations
-    assert left.label_id == label.id
+    assert left.label_id == cat.id
 
 
 def test_a_stale_write_is_told_the_version_that_is(client: Any, place: Any) -> None:
@@ -559,7 +561,7 @@ def test_spacy_ner_goes_in_and_comes_out_the_same(client: Any, here: Path) -> No
 
 
 def test_tables_go_in_and_come_out_the_same(client: Any, here: Path) -> None:
-    import pandas as pd
+    pd = importlib.import_module("pandas")  # it comes with the client, without types
 
     table = pd.DataFrame(
         {

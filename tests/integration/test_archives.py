@@ -17,6 +17,7 @@ from PIL import Image
 
 from api_server import Api, new_user, served_api
 from factories import World
+from live_workers import wait_for
 from ppworker.domain.events import OperationAdvanced
 from ppworker.formats.base import Mark, Record
 from ppworker.pipeline.control import operations
@@ -74,6 +75,9 @@ def items(api: Api, path: str) -> list[dict[str, Any]]:
 
 def everything(api: Api) -> tuple[Any, ...]:
     """Rows and files that a refused archive must not add to."""
+    incoming = api.deps.blobs.root / "incoming"
+    # What a request sent is thrown away once its answer has gone out.
+    wait_for(lambda: not list(incoming.glob("*")), seconds=10, what="an empty folder")
     tables = ("operations", "dataset_items", "blobs", "labels", "dataset_splits", "annotations")
     files = sorted(str(path) for path in api.deps.blobs.root.rglob("*") if path.is_file())
     counts = [api.world.sql(f"SELECT count(*) FROM {table}")[0][0] for table in tables]
@@ -159,7 +163,7 @@ def test_a_download_is_an_attachment_that_says_its_format_and_its_losses(api: Ap
     splits = {split["name"]: split["id"] for split in api.me.get(f"{path}/splits").json()}
     one = api.me.get(f"{path}/download/{splits['valid']}")
     assert list(members(one.content)) == ["valid/b.png"]
-    assert not list(shelf.root(api.deps).iterdir()), "given out, and thrown away"
+    wait_for(lambda: not list(shelf.root(api.deps).iterdir()), seconds=10, what="the file to go")
 
 
 def test_what_takes_longer_is_answered_by_the_operation_and_fetched_later(api: Api) -> None:

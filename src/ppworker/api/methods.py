@@ -1,4 +1,4 @@
-"""Which methods each path has, over all routes of it: the framework tells those of one route only."""
+"""Which methods each path has, over all its routes: the framework tells those of one only."""
 
 from collections.abc import Iterable, Sequence
 

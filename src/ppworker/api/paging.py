@@ -56,8 +56,9 @@ _ID_BYTES = 16
 _CHECK_BYTES = 8
 
 _TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
+_FLAG = {"type": "string", "enum": ["true", "false"]}
 HEADERS: Mapping[str, Any] = {
-    "X-Has-More": {"description": "Whether rows follow.", "schema": {"enum": ["true", "false"]}},
+    "X-Has-More": {"description": "Whether rows follow.", "schema": _FLAG},
     "X-Next-Cursor": {
         "description": "For the query parameter `cursor` of the next page; absent at the end.",
         "schema": _TEXT,

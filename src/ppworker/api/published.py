@@ -78,7 +78,7 @@ def _mended(schema: dict[str, Any]) -> dict[str, Any]:
         _name(operation)
         _secure(operation)
         _show_headers(operation)
-        _show_examples(operation, shapes)
+        _show_examples(operation, components)
     for name in _INTERNAL:
         shapes.pop(name, None)
     components["securitySchemes"] = _SCHEMES
@@ -125,13 +125,28 @@ def _show_headers(operation: dict[str, Any]) -> None:
             }
 
 
-def _show_examples(operation: dict[str, Any], shapes: Mapping[str, Any]) -> None:
+def _show_examples(operation: dict[str, Any], components: dict[str, Any]) -> None:
+    """Give every body and answer an example; those of a shape stand once for all of its places."""
     contents = [operation.get("requestBody", {}).get("content", {})]
     contents += [answer.get("content", {}) for answer in operation["responses"].values()]
     for content in contents:
         about = content.get("application/json")
-        if about and "example" not in about and "examples" not in about:
-            about["example"] = example_of(about.get("schema", {}), shapes)
+        if not about or "example" in about or "examples" in about:
+            continue
+        shown = example_of(about.get("schema", {}), components["schemas"])
+        name = _shape_of(about.get("schema", {}))
+        if name:
+            components.setdefault("examples", {})[name] = {"value": shown}
+            about["examples"] = {"usual": {"$ref": f"#/components/examples/{name}"}}
+        else:
+            about["example"] = shown
+
+
+def _shape_of(schema: Mapping[str, Any]) -> str:
+    """The name of a shape, or of a list of it; empty for what has none."""
+    name: str = schema.get("$ref", "").rpartition("/")[2]
+    inner: str = (schema.get("items") or {}).get("$ref", "").rpartition("/")[2]
+    return name or (f"{inner}List" if inner else "")
 
 
 _WORDS: Mapping[str, Any] = {
@@ -176,14 +191,12 @@ def example_of(schema: Mapping[str, Any], shapes: Mapping[str, Any], name: str =
 def _example(schema: Mapping[str, Any], shapes: Mapping[str, Any], name: str, depth: int) -> Any:
     if "$ref" in schema:
         return _example(shapes[schema["$ref"].rpartition("/")[2]], shapes, name, depth - 1)
-    if "example" in schema:
-        return schema["example"]
-    if schema.get("examples"):
-        return schema["examples"][0]
-    if "const" in schema:
-        return schema["const"]
-    if "enum" in schema:
-        return schema["enum"][0]
+    for word in ("example", "const"):
+        if word in schema:
+            return schema[word]
+    for word in ("examples", "enum"):
+        if schema.get(word):
+            return schema[word][0]
     for word in ("anyOf", "oneOf", "allOf"):
         if schema.get(word):
             return _example(schema[word][0], shapes, name, depth)

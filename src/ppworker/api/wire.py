@@ -83,7 +83,7 @@ class Base(Answer):
 class Asked(BaseModel):
     """What comes in; what nobody knows is left alone, and null means not given.
 
-    A text is no number and a number no flag: what the schema does not allow is refused, not guessed.
+    A text is no number and a number no flag: what the schema does not allow is not guessed at.
     """
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)

@@ -174,10 +174,10 @@ _NEW_ID = """CAST(
 _ANNOTATIONS = sa.text(f"""
 INSERT INTO annotations (id, version_id, item_id, label_id, split_id, user_id, kind, geometry,
   coordinates, text, page, score, source, post_processor_id, job_id, inference_id, model_version,
-  review, fingerprint, created_at, updated_at, deleted_at)
+  review, fingerprint, origin, created_at, updated_at, deleted_at)
 SELECT {_NEW_ID}, :target, item_id, new_label, new_split, user_id, kind, geometry,
   coordinates, text, page, score, source, post_processor_id, job_id, inference_id, model_version,
-  review, fingerprint, created_at, updated_at, deleted_at
+  review, fingerprint, origin, created_at, updated_at, deleted_at
 FROM (
   SELECT a.*, l.id AS new_label, s.new AS new_split, row_number() OVER (ORDER BY a.id) AS n
   FROM annotations a

@@ -23,7 +23,10 @@ router = APIRouter(
     route_class=KeyedUploadRoute, tags=["items"], responses=responses(401, 403, 404, 503)
 )
 
-LINES = frozenset({"application/x-ndjson", "application/jsonl", "application/x-jsonlines"})
+LINES = frozenset(
+    {"", "application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/json"}
+)
+"""Content types of lines; clients of the contract send JSON without saying so."""
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -72,8 +75,8 @@ async def _receive(request: Request, deps: Room, _: Caller) -> AsyncIterator[Pac
             yield packed
     else:
         raise Malformed(
-            "the body must be application/x-ndjson, one item a line, or multipart/form-data with "
-            f"parts named {PART}",
+            "the body must be application/x-ndjson, one JSON object a line, or "
+            f"multipart/form-data with parts named {PART}",
             field="Content-Type",
         )
 

@@ -87,7 +87,10 @@ def list_operations(
     """Your operations, newest first."""
     with deps.db.look() as tx:
         found = operations.list_operations(
-            tx, caller.user_id, limit=limit or _USUAL, status=None if status is None else str(status)
+            tx,
+            caller.user_id,
+            limit=limit or _USUAL,
+            status=None if status is None else str(status),
         )
     return [shown(operation) for operation in found]
 

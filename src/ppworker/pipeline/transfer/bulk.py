@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ppworker.domain.labels import MAX_NAME
 from ppworker.domain.text import clean_text
-from ppworker.errors import Invalid, TooLarge
+from ppworker.errors import Invalid, Malformed, TooLarge
 from ppworker.formats.archive import Archive, open_archive
 from ppworker.formats.base import Header, Mark, Record
 from ppworker.pipeline.deps import Deps
@@ -193,7 +193,8 @@ def _record(deps: Deps, line: bytes, known: _Known, where: str) -> Record:
         item = _Item.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise Invalid(_sentence(first), field=_field(where, first["loc"])) from None
+        kind = Malformed if first["type"] == "json_invalid" else Invalid
+        raise kind(_sentence(first), field=_field(where, first["loc"])) from None
     text = item.text or ""
     if len(text) * 4 > deps.settings.max_text_bytes:
         size = len(clean_text(text)[0].encode())
