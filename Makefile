@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 p
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test unit properties contract fuzz-api outage test-system oracle check lint format bench bench-lists docs requirements clean
+.PHONY: help install demo test unit properties contract fuzz-api outage test-system oracle check lint format bench bench-bulk bench-lists docs requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -92,6 +92,9 @@ format: install ## Format the code and mend what can be mended
 
 bench: install ## Measure against the same work done by hand (ARGS=--quick: one short round)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-bulk: install ## Measure many items in one request and archives of many files (ARGS="--items 5000": fewer)
+	$(BIN)/python -m benchmarks.bulk $(ARGS)
 
 bench-lists: install ## Measure what lists cost at a million items (ARGS="--items 100000": fewer)
 	$(BIN)/python -m benchmarks.lists $(ARGS)

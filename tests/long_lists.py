@@ -6,7 +6,7 @@ behind nine tenths of the items; a label and a failure are rare; jobs are as man
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,9 +123,9 @@ class Cost:
     scanned: frozenset[str]
     """Tables that are read from end to end."""
     leading_index: str
-    """The index that the statement walks that takes longest."""
+    """The index that the list walks; empty where it is none that goes page by page."""
     slowest: str
-    """Its plan."""
+    """The plan of the statement that takes longest."""
     headers: Mapping[str, str]
 
 
@@ -158,12 +158,18 @@ def cost(api: Api, path: str, *, runs: int = 1, **params: Any) -> Cost:
         blocks=sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans),
         indexes=frozenset(node["Index Name"] for node in seen if "Index Name" in node),
         scanned=frozenset(n["Relation Name"] for n in seen if n["Node Type"] == "Seq Scan"),
-        leading_index=next(
-            (node["Index Name"] for node in _nodes(slowest["Plan"]) if "Index Name" in node), ""
-        ),
+        leading_index=_walked(sent, plans),
         slowest=json.dumps(slowest, indent=1),
         headers=response.headers,
     )
+
+
+def _walked(sent: Sequence[tuple[str, Any]], plans: Sequence[Mapping[str, Any]]) -> str:
+    for (statement, _), plan in zip(sent, plans, strict=True):
+        if "OFFSET" in statement:
+            found = [node["Index Name"] for node in _nodes(plan) if "Index Name" in node]
+            return next((name for name in found if not name.startswith("label_stat")), "")
+    return ""
 
 
 def _explained(tx: sa.Connection, statement: str, parameters: Any) -> dict[str, Any]:

@@ -400,6 +400,33 @@ def test_an_export_whose_files_are_lost_begins_anew(
     assert len(members(export.archive(world.deps, done).read_bytes())) == 10
 
 
+def test_a_file_that_the_store_has_lost_spoils_no_export(world: World, tmp_path: Any) -> None:
+    follow(world, take(world, packed({f"train/{n}.png": picture(n) for n in range(3)}), tmp_path))
+    ((sha256,),) = world.sql("SELECT content_sha256 FROM dataset_items WHERE name = '1.png'")
+    world.deps.blobs.path(sha256).unlink()
+    asked = export.begin(world.deps, world.user, world.dataset.version_id, format_name="ppworker")
+    done = follow(world, asked.operation_id)
+    assert (done.status, done.result["losses"]) == ("completed", {"missing_files": 1})
+    assert done.result["examples"] == {"missing_files": ["1.png"]}
+    found = members(export.archive(world.deps, done).read_bytes())
+    assert len([name for name in found if name.startswith("files/")]) == 2
+    assert len(found["items.jsonl"].splitlines()) == 3
+
+
+def test_files_that_take_long_come_in_several_chunks(
+    world: World, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, events: list[Any]
+) -> None:
+    monkeypatch.setattr(import_items, "_FILES_S", 0.0)
+    monkeypatch.setattr(export, "_FILES_S", 0.0)
+    follow(world, take(world, packed({f"train/{n}.png": picture(n) for n in range(5)}), tmp_path))
+    asked = export.begin(world.deps, world.user, world.dataset.version_id)
+    done = follow(world, asked.operation_id)
+    assert len(members(export.archive(world.deps, done).read_bytes())) == 5
+    chunks = [event for event in events if isinstance(event, OperationAdvanced)]
+    assert [event.done for event in chunks if event.kind == "import_items"] == [1] * 5
+    assert [event.done for event in chunks if event.kind == "export"] == [1] * 5 + [0]
+
+
 def test_old_files_are_thrown_away(world: World, tmp_path: Any) -> None:
     follow(world, take(world, packed({"train/a.txt": "x"}), tmp_path))
     asked = export.begin(world.deps, world.user, world.dataset.version_id)

@@ -185,18 +185,23 @@ def insert_states(tx: Tx, target: Target, states: Mapping[UUID, str]) -> None:
 
 
 _PAGE = sa.text("""
-SELECT DISTINCT m.item_id, m.size FROM unnest(CAST(:splits AS uuid[])) s(id) CROSS JOIN LATERAL (
-  SELECT p.item_id, coalesce(octet_length(i.text), 0) AS size FROM item_splits p
-  JOIN dataset_items i ON i.id = p.item_id AND i.deleted_at IS NULL
-  WHERE p.split_id = s.id AND p.item_id > :after ORDER BY p.item_id LIMIT :limit) m
-ORDER BY 1 LIMIT :limit
+WITH page AS MATERIALIZED (
+  SELECT DISTINCT m.item_id, m.version_id
+  FROM unnest(CAST(:splits AS uuid[])) s(id) CROSS JOIN LATERAL (
+    SELECT p.item_id, p.version_id FROM item_splits p
+    JOIN dataset_items i ON i.id = p.item_id AND i.deleted_at IS NULL
+    WHERE p.split_id = s.id AND p.item_id > :after ORDER BY p.item_id LIMIT :limit) m
+  ORDER BY 1 LIMIT :limit)
+SELECT p.item_id, coalesce(octet_length(i.text), 0) + 500 * (SELECT count(*) FROM annotations a
+  WHERE a.item_id = p.item_id AND a.version_id = p.version_id AND a.deleted_at IS NULL)
+FROM page p JOIN dataset_items i ON i.id = p.item_id ORDER BY 1
 """)
 
 
 def page_of_items(
     tx: Tx, splits: Sequence[UUID], *, after: UUID, limit: int
 ) -> list[tuple[UUID, int]]:
-    """Ids of items of splits behind an id, each with the bytes of its text."""
+    """Ids of items of splits behind an id, each with about the bytes that are to be read of it."""
     rows = tx.execute(_PAGE, {"splits": bulk.uuids(splits), "after": after, "limit": limit})
     return [(row[0], row[1]) for row in rows]
 

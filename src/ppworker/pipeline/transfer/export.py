@@ -7,9 +7,10 @@ away when it is old.
 """
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,8 +34,10 @@ from ppworker.store.transfers import Target
 
 KIND = "export"
 _PAGE_BYTES = 16 * 1024 * 1024
-"""Bytes of texts that a chunk reads at most, one item at least."""
+"""About the bytes of texts and annotations that a chunk reads at most, one item at least."""
 _MOST_PAGE = 500
+_FILES_S = 1.5
+"""Seconds that a chunk spends on files; the others come in the next chunk."""
 _MOST_RESTARTS = 20
 """Times that an export begins anew because its files were gone."""
 _NOTES = "checkpoint-{cursor}.json"
@@ -192,9 +195,15 @@ def _chunk(
         writer = chosen.writer(parts, about, _Files(deps), report, state)
         after = UUID(int=0) if notes is None else UUID(notes.after)
         records, last = _page(deps, target, splits, after, most=operation.chunk)
+        until = time.monotonic() + min(_FILES_S, deps.settings.lease_s / 6)
+        added = 0
         for record in records:
-            writer.add(record)
-        done = len(records) - (operation.done if is_anew else 0)
+            writer.add(_with_file(deps, record, report))
+            added += 1
+            if time.monotonic() > until:
+                last = UUID(record.id)  # the others come in the next chunk
+                break
+        done = added - (operation.done if is_anew else 0)
         cursor = operation.done + done
         result: dict[str, Any] = {}
         if last is None:
@@ -211,6 +220,14 @@ def _chunk(
         result=result,
         after=partial(_tidy, folder) if last is None else _nothing,
     )
+
+
+def _with_file(deps: Deps, record: Record, report: Report) -> Record:
+    """The record, without its file where the store has lost that: the others are not to suffer."""
+    if not record.content_sha256 or deps.blobs.has(record.content_sha256):
+        return record
+    report.lose("missing_files", record.name or record.id)
+    return replace(record, content_sha256="")
 
 
 def _nothing() -> None:
