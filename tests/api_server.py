@@ -1,8 +1,7 @@
 """The HTTP API on a real server and a loopback port, and clients of it with keys of their own."""
 
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
@@ -20,7 +19,6 @@ from ppworker.pipeline.setup import accounts
 from ppworker.store import accounts as account_store
 
 THREADS = 8
-_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 @contextmanager
@@ -97,36 +95,3 @@ def new_user(deps: Deps, name: str) -> UUID:
     """Id of a new user."""
     with deps.db.begin() as tx:
         return account_store.create_user(tx, name).id
-
-
-class Stamp:
-    """Stands for a time in an expected shape."""
-
-
-class Optional:
-    """Stands for null or something."""
-
-    def __init__(self, shape: Any) -> None:
-        self.shape = shape
-
-
-def fits(value: Any, shape: Any, where: str = "answer") -> None:
-    """Make sure that a value has exactly the fields and types of a shape."""
-    if isinstance(shape, Optional):
-        if value is not None:
-            fits(value, shape.shape, where)
-    elif isinstance(shape, Mapping):
-        assert isinstance(value, dict), f"{where}: {value!r} is no object"
-        assert value.keys() == shape.keys(), f"{where}: {value.keys() ^ shape.keys()}"
-        for name, inner in shape.items():
-            fits(value[name], inner, f"{where}.{name}")
-    elif isinstance(shape, list):
-        assert isinstance(value, list), f"{where}: {value!r} is no list"
-        for position, each in enumerate(value):
-            fits(each, shape[0], f"{where}[{position}]")
-    elif shape is Stamp:
-        assert _STAMP.fullmatch(str(value)), f"{where}: {value!r}"
-    elif shape is float:
-        assert type(value) in {int, float}, f"{where}: {value!r}"
-    else:
-        assert type(value) is shape, f"{where}: {value!r} is no {shape.__name__}"

@@ -149,4 +149,5 @@ def sweeps(deps: Deps, *, may_rescue: Callable[[], bool] = _always) -> list[Swee
             every_s=period * 12,
         ),
         Sweep(name="workers", run=prune_workers, every_s=period * 12),
+        Sweep(name="incoming", run=deps.blobs.prune_incoming, every_s=period * 120),
     ]

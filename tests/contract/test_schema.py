@@ -139,7 +139,7 @@ def configuration(things: list[Things], each: int, meant: set[str]) -> str:
         method, path = route.split(" ")
         lines += ["[[operations]]", f'include-method = "{method}"', f'include-path = "{path}"']
         if path in TEXTS:
-            lines += ["generation.mode = \"positive\""]
+            lines += ['generation.mode = "positive"']
         lines += ["[operations.checks.positive_data_acceptance]", f"expected-statuses = {FINE}"]
     return "\n".join(lines)
 

@@ -15,7 +15,8 @@ import pytest
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 
-from api_server import Api, Optional, Stamp, fits, new_user, served
+from api_server import Api, new_user, served
+from api_shapes import Optional, Stamp, fits
 from factories import World
 from ppworker.api.app import create_app
 from ppworker.errors import TooMany, Unauthenticated

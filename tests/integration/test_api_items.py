@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import json
+import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -14,6 +16,7 @@ import sqlalchemy as sa
 
 from api_server import Api
 from factories import classes
+from ppworker import wiring
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import NotFound, RunnerTimeout
 from ppworker.pipeline.control import operate
@@ -464,6 +467,8 @@ def test_a_file_is_taken_up_to_its_limit_and_not_a_byte_beyond(
         )
         assert (response.status_code, response.json()["field"]) == (413, "file")
     assert announced(api, f"{api.version}/items/{fits['id']}/upload", FORM) == 413
+    lines = {"Content-Type": "application/x-ndjson"}
+    assert announced(api, f"{api.version}/items/bulk", lines) == 413
     assert list((api.deps.blobs.root / "incoming").glob("*")) == []
 
 
@@ -482,6 +487,21 @@ def test_a_client_that_goes_away_leaves_nothing_behind(api: Api) -> None:
             break
         threading.Event().wait(0.02)
     assert list(incoming.glob("*")) == []
+
+
+def test_what_a_killed_process_had_received_goes_after_a_day(api: Api) -> None:
+    incoming = api.deps.blobs.root / "incoming"
+    incoming.mkdir(parents=True, exist_ok=True)
+    old, fresh, folder = incoming / "old", incoming / "fresh", incoming / "folder"
+    folder.mkdir()
+    for path in (old, fresh, folder / "inside"):
+        path.write_bytes(b"half of it")
+    for path in (old, folder):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    (sweep,) = (each for each in wiring.sweeps(api.deps) if each.name == "incoming")
+    assert sweep.run() == 2
+    assert list(incoming.iterdir()) == [fresh]
+    fresh.unlink()
 
 
 def test_a_json_body_has_a_limit(api: Api) -> None:

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from api_server import Api, Optional, Stamp, fits, new_user, served_api
+from api_server import Api, new_user, served_api
+from api_shapes import Optional, Stamp, fits
 from factories import World
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.setup.built_in_models import built_in_id

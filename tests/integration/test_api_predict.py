@@ -16,7 +16,8 @@ from uuid import uuid4
 import pytest
 
 import demo_data
-from api_server import Api, Stamp, fits, new_user, served_api
+from api_server import Api, new_user, served_api
+from api_shapes import Stamp, fits
 from factories import World
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.inferences.collected import duration

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 
-from api_cases import CASES, CONTRACT, Case, bare
+from api_cases import CASES, Case, bare
 from api_server import Api, new_user
 from api_shapes import PROBLEM, Raw, fits, holds
 from api_things import Things, digest, filled, make_things, served_world, username
@@ -68,10 +68,6 @@ def refused(response: httpx2.Response, *statuses: int, shape: Any = PROBLEM) -> 
     assert problem["message"]
     assert problem["severity"] == "error"
     return problem
-
-
-def test_the_routes_of_the_contract_are_there_by_name():
-    assert {bare(route) for route in CONTRACT} - there() == set()
 
 
 def test_every_route_has_its_case_and_every_case_its_route():

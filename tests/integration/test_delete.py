@@ -17,14 +17,23 @@ from hypothesis import strategies as st
 from factories import World, classes
 from ppworker.cli import program
 from ppworker.cli.session import USER
-from ppworker.errors import Conflict, NotFound
+from ppworker.errors import Conflict, NotFound, Unauthenticated
 from ppworker.pipeline.control import operations
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.setup import catalogue
+from ppworker.pipeline.setup import catalogue, closing
 from ppworker.pipeline.transfer import delete, duplicate
 from ppworker.pipeline.uploads import ingest
-from ppworker.store import datasets, deletions, labels, stats, versions
+from ppworker.store import (
+    blobs,
+    datasets,
+    deletions,
+    labels,
+    model_inferences,
+    models,
+    stats,
+    versions,
+)
 from ppworker.store.datasets import Split
 from ppworker.store.operations import Operation
 from ppworker.store.versions import Version
@@ -542,6 +551,42 @@ def test_the_user_of_a_deleted_account_leaves_nothing(world, worlds):
     assert rows(world) == {"dataset_splits": 3, "dataset_versions": 1}
     assert more.name not in {row.name for row in world.sql("SELECT name FROM datasets")}
     assert other.dataset.id is not None
+
+
+def test_a_deleted_account_leaves_no_model_no_question_and_no_stored_file(world, worlds):
+    other = worlds()
+
+    def own(user: UUID) -> None:
+        with world.deps.db.begin() as tx:
+            model = models.insert_model(tx, user, {"name": "m", "config": '{"token": "t"}'})
+            found = models.find_model(tx, user, model)
+            assert found is not None
+            models.insert_version(tx, found, {"name": "one"})
+            for text in ("who am I", "where do I live"):
+                model_inferences.insert_inference(tx, user, {"model_id": model, "name": text})
+            blobs.insert_blobs(tx, {"a" * 64: 1})
+            blobs.own(tx, user, "a" * 64)
+
+    def left(user: UUID) -> list[int]:
+        tables = ("models", "model_versions", "model_inferences", "blob_owners")
+        query = "SELECT count(*) FROM {} WHERE user_id = :user"
+        return [world.sql(query.format(table), user=user)[0][0] for table in tables]
+
+    own(world.user)
+    own(other.user)
+    there = left(other.user)
+    assert left(world.user) == [1, 1, 2, 1]
+    assert finish(world, closing.delete_user(world.deps, world.user)).status == "completed"
+    assert left(world.user) == [0, 0, 0, 0]
+    assert left(other.user) == there
+
+
+def test_no_dataset_is_made_behind_the_end_of_an_account(world):
+    """A request that was let in before the account ended, and writes after."""
+    closing.delete_user(world.deps, world.user)
+    with pytest.raises(Unauthenticated):
+        catalogue.create_dataset(world.deps, world.user, "late")
+    assert world.sql("SELECT count(*) FROM datasets WHERE deleted_at IS NULL") == [(0,)]
 
 
 def test_the_command_line_deletes_and_duplicates(worlds, monkeypatch, capsys, database_url):

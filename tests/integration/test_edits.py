@@ -14,9 +14,10 @@ from api_server import Api, served_api
 from factories import World, classes
 from lock_words import waiting
 from ppworker.domain import edit
-from ppworker.errors import NotFound, Stale
+from ppworker.errors import Conflict, NotFound, Stale
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.edits import annotations, items
+from ppworker.pipeline.setup import catalogue
 from ppworker.store import edits as store
 from ppworker.store import labels as label_store
 
@@ -303,3 +304,31 @@ def test_a_label_that_is_being_deleted_gets_no_new_annotation(world: World) -> N
         assert store.hold_labels(tx, version, {cat}) == set()
     with pytest.raises(Exception, match="no label"):
         annotations.annotate(world.deps, version, world.user, item, annotations.New(label_id=cat))
+
+
+def test_a_rule_of_one_label_per_item_waits_for_whoever_annotates_by_the_old_one(
+    world: World,
+) -> None:
+    (item,) = world.add("x")
+    cat, version = label(world, "cat"), world.dataset.version_id
+    told: list[str] = []
+
+    def narrow() -> None:
+        try:
+            catalogue.change_dataset(world.deps, world.dataset, {"multi_label": False})
+            told.append("changed")
+        except Conflict as error:
+            told.append(error.field)
+
+    thread = threading.Thread(target=narrow)
+    write = annotations.annotate_new(
+        version, world.user, [annotations.New(label_id=cat)], item_text="x"
+    )
+    with world.deps.db.begin() as tx:
+        write(tx, item)
+        thread.start()
+        while not waiting(tx) and not told:
+            threading.Event().wait(0.01)
+        assert not told
+    thread.join()
+    assert told == ["multi_label"]

@@ -134,6 +134,9 @@ async def receive_lines(request: Request, deps: Deps) -> AsyncIterator[Path]:
         TooLarge: it is longer than files may be.
     """
     limit, size = deps.settings.max_file_bytes, 0
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise blobs.too_large(limit)
     with deps.blobs.incoming() as (path, out):
         async for block in _blocks(request):
             size += len(block)

@@ -75,6 +75,7 @@ def _mended(schema: dict[str, Any]) -> dict[str, Any]:
     shapes = components.setdefault("schemas", {})
     for operation in _operations(schema):
         _drop_validation_error(operation)
+        _bound_parts(operation)
         _name(operation)
         _secure(operation)
         _show_headers(operation)
@@ -102,6 +103,13 @@ def _drop_validation_error(operation: dict[str, Any]) -> None:
     shape = described.get("application/json", {}).get("schema", {})
     if shape.get("$ref", "").endswith(f"/{_INTERNAL[0]}"):
         del operation["responses"]["422"]
+
+
+def _bound_parts(operation: dict[str, Any]) -> None:
+    """Say that no part of a path is empty: then it were another path."""
+    for each in operation.get("parameters", []):
+        if each["in"] == "path" and each["schema"].get("type") == "string":
+            each["schema"].setdefault("minLength", 1)
 
 
 def _name(operation: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from ppworker.formats.reading import MOST_LABELS, refuse, shown
 
 _KEY = re.compile(r"([A-Za-z_][\w-]*)\s*:(?:\s+(.*))?$")
 _NUMBERED = re.compile(r"['\"]?(\d{1,6})['\"]?\s*:\s*(.*)$")
+# Possessive, for the spaces at its end could be parted in as many ways as there are spaces.
 _FLOW_PART = re.compile(
-    r"""\s*('(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^,'"\[\]{}\s][^,\[\]{}]*)\s*(?:,|$)"""
+    r"""\s*('(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^,'"\[\]{}\s][^,\[\]{}]*+)\s*(?:,|$)"""
 )
 _MOST_PATHS = 100
 _MOST_LIST = 1 << 20
@@ -104,7 +105,8 @@ def _numbered(value: str, where: str) -> tuple[int, str]:
 
 def _flow(inside: str, where: str) -> list[str]:
     parts, at = [], 0
-    while inside[at:].strip():
+    inside = inside.rstrip()
+    while at < len(inside):
         match = _FLOW_PART.match(inside, at)
         if not match:
             refuse(where, f"{shown(inside[at:])} is no list of names; quote names with commas")

@@ -29,7 +29,7 @@ def listen(host: str, port: int, *, setting: str, or_any: bool = False) -> socke
         )[0]
     except OSError as error:
         raise ConfigurationError(f"PPWORKER_API_HOST: no address '{host}': {error}") from None
-    # By its name, for else asyncio leaves answers waiting: 40 ms for each on a connection kept open.
+    # By its name, else asyncio leaves answers waiting: 40 ms each, on a connection kept open.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
@@ -21,6 +23,7 @@ from ppworker.store.tables import blob_owners, blobs
 _CHUNK = 1024 * 1024
 _SYNCS = 8
 """Files that wait for the disk side by side."""
+_ABANDONED_S = 24 * 3600.0
 
 
 class BlobStore:
@@ -98,6 +101,24 @@ class BlobStore:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             yield Path(name)
+
+    def prune_incoming(self) -> int:
+        """Throw away what a process that was killed had received; returns how much went.
+
+        What is still written to, however slowly, is younger than a day.
+        """
+        gone = 0
+        with suppress(FileNotFoundError):
+            for path in list((self.root / "incoming").iterdir()):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime < _ABANDONED_S:
+                        continue
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink()
+                    gone += 1
+        return gone
 
     def keep_all(self, files: Mapping[str, Path]) -> None:
         """Give many files their final names, by content; they need not be on the disk yet.

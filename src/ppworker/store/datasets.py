@@ -78,6 +78,12 @@ def ensure_user(tx: Tx, username: str) -> UUID:
     return UUID(str(found))
 
 
+def is_user_gone(tx: Tx, user_id: UUID) -> bool:
+    """Whether the account of that user was ended."""
+    ended = sa.select(users.c.deleted_at.is_not(None)).where(users.c.id == user_id)
+    return bool(tx.execute(ended).scalar_one_or_none())
+
+
 def create_dataset(
     tx: Tx,
     user_id: UUID,

@@ -347,3 +347,24 @@ def empty_dataset(tx: Tx, dataset_id: UUID) -> bool:
     for statement in _EMPTY_DATASET:
         _run(tx, statement, [dataset_id])
     return True
+
+
+_FORGET_INFERENCES = _sql("""
+DELETE FROM model_inferences WHERE id = ANY(ARRAY(
+  SELECT i.id FROM model_inferences i WHERE i.user_id AMONG ORDER BY i.id LIMIT 1000))
+""")
+_FORGET_USER = [
+    _sql("DELETE FROM model_versions WHERE user_id AMONG"),
+    _sql("DELETE FROM models WHERE user_id AMONG"),
+    _sql("DELETE FROM blob_owners WHERE user_id AMONG"),
+]
+
+
+def forget_user(tx: Tx, user_id: UUID) -> bool:
+    """Forget what a user had beside datasets: models with their configs, what they were asked, and
+    which files they stored. False while there may be more."""
+    if _run(tx, _FORGET_INFERENCES, [user_id]):
+        return False
+    for statement in _FORGET_USER:
+        _run(tx, statement, [user_id])
+    return True

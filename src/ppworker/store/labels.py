@@ -245,3 +245,14 @@ def lock_labels(tx: Tx, ids: Iterable[UUID]) -> set[UUID]:
         {"ids": sorted(set(ids))},
     )
     return set(rows.scalars())
+
+
+def hold_all_labels(tx: Tx, dataset_id: UUID) -> None:
+    """Hold every label of a dataset alone: whoever attaches one now is waited for, others wait."""
+    tx.execute(
+        sa.text(
+            "SELECT l.id FROM labels l JOIN dataset_versions v ON v.id = l.version_id "
+            "WHERE v.dataset_id = :dataset ORDER BY l.name, l.id FOR UPDATE OF l"
+        ),
+        {"dataset": dataset_id},
+    )

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.errors import responses
@@ -25,7 +26,7 @@ from ppworker.store.shares import OWNER
 
 router = APIRouter(route_class=KeyedRoute, tags=["datasets"], responses=responses(401, 403, 503))
 
-_EXAMPLE = {
+_EXAMPLE: JsonDict = {
     "name": "street signs",
     "description": "",
     "notes": "",

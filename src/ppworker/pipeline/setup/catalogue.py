@@ -12,7 +12,7 @@ from uuid import UUID
 
 from ppworker.domain.labels import MAX_NAME, normalise_label
 from ppworker.domain.text import clean_text
-from ppworker.errors import Conflict, Invalid, NotFound, StoreRefused
+from ppworker.errors import Conflict, Invalid, NotFound, StoreRefused, Unauthenticated
 from ppworker.pipeline.deps import Deps
 from ppworker.store import datasets, labels, splits, versions
 from ppworker.store.datasets import Dataset, Split
@@ -78,6 +78,7 @@ def create_dataset(
     Raises:
         Invalid: a name or text breaks the rules.
         Conflict: the user has a dataset of that name.
+        Unauthenticated: the account ended in this moment.
     """
     name = checked_name(name)
     if splits is None:
@@ -86,8 +87,9 @@ def create_dataset(
     if len(names) > MAX_SPLITS:
         raise Invalid(f"a dataset begins with {MAX_SPLITS} splits at most", field="split")
     texts = _checked({"description": description, "notes": notes, "content_type": content_type})
-    return deps.db.transact(
-        lambda tx: datasets.create_dataset(
+
+    def work(tx: Tx) -> Dataset:
+        made = datasets.create_dataset(
             tx,
             user_id,
             name,
@@ -96,7 +98,12 @@ def create_dataset(
             splits=names,
             **texts,
         )
-    )
+        # After it: its row holds that of the user, and whoever ends the account waits or was first.
+        if datasets.is_user_gone(tx, user_id):
+            raise Unauthenticated("the account was ended", field="Authorization")
+        return made
+
+    return deps.db.transact(work)
 
 
 def change_dataset(deps: Deps, dataset: Dataset, changes: Mapping[str, Any]) -> None:
@@ -116,6 +123,9 @@ def change_dataset(deps: Deps, dataset: Dataset, changes: Mapping[str, Any]) -> 
 
     def work(tx: Tx) -> None:
         narrows = dataset.multi_label and values.get("multi_label") is False
+        if narrows:
+            # Whoever annotates reads the rule with a label held: what is there now is all there is.
+            labels.hold_all_labels(tx, dataset.id)
         if narrows and datasets.is_annotated(tx, dataset.id):
             raise Conflict(
                 "items are annotated already, of which some may carry several labels; "

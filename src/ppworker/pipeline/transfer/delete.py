@@ -115,7 +115,7 @@ def item(deps: Deps, parent: Split, item_id: UUID) -> None:
 
 
 def mark_user(tx: Tx, user_id: UUID) -> UUID:
-    """Mark all datasets of a user, and begin to delete them; the operation.
+    """Mark all datasets of a user, and begin to delete them and the user's models; the operation.
 
     For whoever deletes the account, in the same transaction.
     """
@@ -229,6 +229,7 @@ def _remove(tx: Tx, left: _Left) -> tuple[int, Mapping[str, int], bool]:
 
 
 _REMOVERS = {
+    "user": deletions.forget_user,
     "split": lambda tx, id_: deletions.remove_splits(tx, [id_]),
     "version": deletions.remove_version,
     "dataset": deletions.empty_dataset,
@@ -238,7 +239,7 @@ _REMOVERS = {
 def _of_user(tx: Tx, id_: UUID, limit: int) -> _Left:
     found = deletions.next_dataset(tx, id_)
     if found is None:
-        return _Left(is_last=True)
+        return _Left(row=("user", id_), is_last=True)
     return _of_dataset(tx, found, limit, is_last=False)
 
 
