@@ -1,6 +1,7 @@
 """YOLO archives: what they hold comes back, what they cannot is said, what is broken is refused."""
 
 import json
+import time
 
 import pytest
 from hypothesis import assume, given
@@ -138,6 +139,25 @@ def test_what_is_broken_is_refused_by_member_and_line(members, said):
         read(YOLO, whole | members)
     assert said in str(refused.value)
     assert refused.value.field == "file"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param("a" + " " * 300_000 + "{b", id="spaces before what is no list"),
+        pytest.param("a," * 400_000, id="many names"),
+    ],
+)
+def test_no_list_of_names_takes_longer_than_its_length(names):
+    begun = time.process_time()
+    with pytest.raises(Invalid, match=r"data\.yaml: line 1: "):
+        read(YOLO, {"data.yaml": f"names: [{names}]", "1.png": b""})
+    assert time.process_time() - begun < 5  # before, minutes: each part was weighed anew
+
+
+def test_settings_longer_than_any_are_refused():
+    with pytest.raises(Invalid, match=r"data\.yaml: has more than 4194304 bytes"):
+        read(YOLO, {"data.yaml": "names: [a]\n" + "# \n" * 1_500_000, "1.png": b""})
 
 
 def test_files_of_something_else_refuse_nothing():

@@ -127,6 +127,17 @@ def encrypted():
     return central(local(content, 6, b"\x01\x00"), 8, b"\x01\x00")
 
 
+def beyond_every_file():
+    """The member's header lies at an offset that no file has, as only zip64 can say."""
+    content, name, extra = packed(("a.txt", b"abc")), b"a.txt", struct.pack("<2HQ", 1, 8, 2**64 - 1)
+    central(content, 42, b"\xff" * 4)
+    central(content, 30, struct.pack("<H", len(extra)))
+    behind = content.rindex(b"PK\x01\x02") + 46 + len(name)
+    content[behind:behind] = extra
+    size = len(content) - 22 - content.rindex(b"PK\x01\x02")
+    return changed(content, b"PK\x05\x06", 12, struct.pack("<L", size))
+
+
 HOSTILE = {
     "traversal": (renamed("../../up.txt"), "../../up.txt", "out of the archive"),
     "traversal inside": (renamed("a/../../up.txt"), "a/../../up.txt", "out of the archive"),
@@ -165,6 +176,7 @@ HOSTILE = {
     "other name in its header": (
         packed(("a.txt", b"abc")).replace(b"a.txt", b"b.txt", 1), "a.txt", "header says b.txt",
     ),
+    "beyond every file": (beyond_every_file(), "a.txt", "header is missing"),
     "encrypted": (encrypted(), "secret.txt", "encrypted"),
     "strange method": (packed(("a.txt", b"abc"), method=zipfile.ZIP_LZMA), "a.txt", "deflate"),
     "truncated": (packed(("a.txt", b"abc" * 99))[:-30], "", "no zip archive, or not a whole one"),

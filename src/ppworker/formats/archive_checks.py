@@ -228,6 +228,8 @@ def check_content(file: BinaryIO, infos: Sequence[zipfile.ZipInfo], end: int) ->
     for info in sorted(infos, key=lambda each: each.header_offset):
         if info.header_offset < behind:
             raise broken(info.orig_filename, "it lies over another member")
+        if info.header_offset > end:
+            raise broken(info.orig_filename, "its header is missing")
         start = data_start(file, info)
         behind = start + info.compress_size
         if behind > end:

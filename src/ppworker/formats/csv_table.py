@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -45,12 +45,14 @@ _OTHER_KINDS = {
     "bbox": "boxes", "polygon": "polygons", "keypoints": "keypoints", "span": "spans",
     "segment": "segments",
 }  # fmt: skip
-_MOST_CELL = 16 * 1024 * 1024
-_MOST_LINE = 4 * _MOST_CELL
+_MOST_ROW = 8 * 1024 * 1024
+"""Bytes of a row, however many lines it takes: all of it is in memory several times."""
+_MOST_SEPARATORS = 500_000
+"""In a row, those in quotes among them."""
 _MOST_COLUMNS = 10_000
 _MOST_LABELS = 1_000
 _TEXT = "text"
-csv.field_size_limit(_MOST_CELL)
+csv.field_size_limit(_MOST_ROW)
 
 
 class _Config(BaseModel):
@@ -211,28 +213,52 @@ def _version_config(layout: _Layout) -> str:
 
 
 def _rows(archive: Archive, member: str, separator: str) -> Iterator[list[str]]:
-    reader = csv.reader(_lines(archive, member), delimiter=separator, strict=True)
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise Invalid(f"{shown(member)}: line {reader.line_num}: {error}", field=FIELD) from None
-
-
-def _lines(archive: Archive, member: str) -> Iterator[str]:
+    lines = _Lines(member, separator)
     with archive.open(member) as file:
-        number = 0
-        while line := file.readline(_MOST_LINE + 1):
-            number += 1
-            if len(line) > _MOST_LINE:
-                raise Invalid(
-                    f"{shown(member)}: line {number} has more than {_MOST_LINE} bytes", field=FIELD
-                )
+        reader = csv.reader(lines.read(file), delimiter=separator, strict=True)
+        try:
+            for row in reader:
+                lines.begin_row()
+                yield row
+        except csv.Error as error:
+            raise Invalid(f"{lines.where}: {error}", field=FIELD) from None
+
+
+@dataclass(slots=True)
+class _Lines:
+    """Lines of a table, of which one row may take many."""
+
+    member: str
+    separator: str
+    number: int = 0
+    _bytes: int = 0
+    _separators: int = 0
+
+    @property
+    def where(self) -> str:
+        """The line that was read last."""
+        return f"{shown(self.member)}: line {self.number}"
+
+    def begin_row(self) -> None:
+        """What comes now belongs to another row."""
+        self._bytes = self._separators = 0
+
+    def read(self, file: BinaryIO) -> Iterator[str]:
+        """The lines, as long as their row is no larger than rows may be."""
+        while raw := file.readline(_MOST_ROW + 1 - self._bytes):
+            self.number += 1
+            self._bytes += len(raw)
+            if self._bytes > _MOST_ROW:
+                raise Invalid(f"{self.where}: the row has more than {_MOST_ROW} bytes", field=FIELD)
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                line = raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
             except UnicodeDecodeError:
-                raise Invalid(
-                    f"{shown(member)}: line {number} is no UTF-8 text", field=FIELD
-                ) from None
+                raise Invalid(f"{self.where} is no UTF-8 text", field=FIELD) from None
+            self._separators += line.count(self.separator)
+            if self._separators > _MOST_SEPARATORS:
+                why = f"the row has more than {_MOST_SEPARATORS} separators"
+                raise Invalid(f"{self.where}: {why}", field=FIELD)
+            yield line
 
 
 def _records(archive: Archive, layout: _Layout, report: Report) -> Iterator[Record]:

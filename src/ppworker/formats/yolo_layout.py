@@ -13,7 +13,9 @@ from ppworker.formats.data_yaml import DataYaml
 from ppworker.formats.reading import MOST_LABELS, MOST_SPLITS, Files, label_name, refuse
 
 _MOST_LINE = 64 << 10
-_ASSIGNMENT = re.compile(r"\s*(\w+)\s*=\s*(.*?)\s*$")
+_MOST_SETTINGS = 4 << 20
+"""Bytes of a file with settings: ten thousand names of labels."""
+_ASSIGNMENT = re.compile(r"(\w+)\s*=\s*(.*)$")
 _NAMES_FILES = {"classes.txt", "obj.names", "labels.names"}
 _DARKNET_WORDS = {"classes", "names", "backup", "eval"}
 _SETTINGS_FILES = {"data.yaml", "data.yml", "dataset.yaml", "dataset.yml"}
@@ -152,6 +154,8 @@ def _plain_names(archive: Archive, member: str) -> list[str]:
 
 def _settings(archive: Archive, member: str) -> DataYaml:
     try:
+        if archive.size(member) > _MOST_SETTINGS:
+            refuse(member, f"has more than {_MOST_SETTINGS} bytes; leave out what nobody needs")
         return data_yaml.read(archive.lines(member), member)
     except Invalid:
         if member.rpartition("/")[2].lower() in _SETTINGS_FILES:
@@ -162,7 +166,7 @@ def _settings(archive: Archive, member: str) -> DataYaml:
 def _assignments(archive: Archive, member: str) -> dict[str, str]:
     """Lines ``key = value`` of Darknet's description; none of what is something else."""
     try:
-        matches = [_ASSIGNMENT.match(line) for line in archive.lines(member, _MOST_LINE)]
+        matches = [_ASSIGNMENT.match(line.strip()) for line in archive.lines(member, _MOST_LINE)]
     except Invalid:
         return {}
     return {match.group(1): match.group(2) for match in matches if match}
