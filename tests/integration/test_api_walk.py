@@ -255,6 +255,9 @@ def test_a_bad_value_in_a_query_is_refused_by_its_name(
                     wrong = query | {about["name"]: "wrong"}
                     response = api.me.request(case.method, url, params=wrong)
                     assert refused(response, 400)["field"] == about["name"]
+                    twice = [*query.items(), *[(about["name"], "1")] * 2]
+                    response = api.me.request(case.method, url, params=twice)
+                    assert refused(response, 400)["field"] == about["name"]
                     absent = query | {about["name"]: ""}
                     empty = api.me.request(case.method, url, params=absent)
                     assert empty.is_success, "an empty value counts as absent"

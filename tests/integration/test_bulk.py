@@ -87,6 +87,8 @@ def test_lines_become_items_with_all_they_say(api: Api) -> None:
         ({"name": "x" * 10_001}, "line 17: name"),
         ({"splits": ["0190b2c0-0000-7000-8000-000000000001"]}, "line 17: splits[0]"),
         ({"splits": [" "]}, "line 17: splits[0]"),
+        ({"splits": [{"id": 1}]}, "line 17: splits[0]"),
+        ({"metadata": {"a": [[]] * 600_000}}, "line 17"),
         ({"splits": "train"}, "line 17: splits"),
         ({"annotations": [{}]}, "line 17: annotations[0].label"),
         ({"annotations": [{"label": "a"}, {"label_id": "b"}]}, "line 17: annotations[1].label_id"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from format_archives import about, opened, picture, read, round_trip, text_item, written
 from ppworker.errors import Invalid
-from ppworker.formats import registry
+from ppworker.formats import json_stream, registry
 from ppworker.formats.base import Mark, Record
 from ppworker.formats.csv_table import LOSSES as CSV_LOSSES
 from ppworker.formats.csv_table import CsvTable
@@ -193,6 +193,30 @@ def test_a_table_of_items_that_are_none_has_one_column_of_text():
     assert report.losses.keys() <= CSV_LOSSES.keys()
 
 
+def test_rows_of_many_small_lines_are_as_many_as_they_like():
+    _, found, _ = read(CSV, {"a.csv": "x,y\n" + '"a\nb",c\n' * 200_000 + ",\n" * 300_000})
+    assert sum(1 for _ in found) == 500_000
+
+
+@pytest.mark.parametrize(
+    ("line", "is_taken"),
+    [
+        ({"x": [0] * 600_000}, False),
+        ({"x": [[]] * 600_000}, False),
+        ({"text": 'a,"\\' * 600_000}, True),
+    ],
+)
+def test_a_line_holds_no_more_values_than_memory_is_meant_to(line, is_taken):
+    assert json_stream.has_too_many_values(json.dumps(line).encode()) is not is_taken
+    manifest = {"format": "ppworker", "format_version": 1}
+    members = {"ppworker.json": json.dumps(manifest), "items.jsonl": "{}\n" + json.dumps(line)}
+    if is_taken:
+        assert len(list(read(OWN, members)[1])) == 2
+    else:
+        with pytest.raises(Invalid, match=r"items\.jsonl: line 2: holds more than 500000 values"):
+            list(read(OWN, members)[1])
+
+
 @pytest.mark.parametrize(
     ("members", "where"),
     [
@@ -205,6 +229,9 @@ def test_a_table_of_items_that_are_none_has_one_column_of_text():
         ({"a.csv": b"x\n\xff"}, "a.csv: line 2 is no UTF-8"),
         ({"a.csv": 'x\n"open'}, "a.csv: line 2"),
         ({"a.csv": "x,labels\n1," + "a" * 300}, "a.csv: row 2"),
+        ({"a.csv": "x\n" + "a" * 9_000_000}, "a.csv: line 2: the row has more than 8388608 bytes"),
+        ({"a.csv": 'x\n"' + "a\n" * 5_000_000}, "the row has more than 8388608 bytes"),
+        ({"a.csv": "," * 600_000}, "a.csv: line 1: the row has more than 500000 separators"),
     ],
 )
 def test_a_broken_table_is_refused_with_its_line(members, where):

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, HTTPException, Request, Response, Security
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
-from ppworker.errors import Forbidden, StoreUnavailable, TooLarge, Unauthenticated
+from ppworker.errors import Forbidden, Malformed, StoreUnavailable, TooLarge, Unauthenticated
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.setup.accounts import READ, WRITE
 from ppworker.store import accounts
@@ -70,7 +71,7 @@ class KeyedRoute(BoundedRoute):
 
     def get_route_handler(self) -> Handler:
         """The handler, behind the key."""
-        return _keyed(super().get_route_handler())
+        return _keyed(super().get_route_handler(), _queried(self.dependant))
 
 
 class KeyedUploadRoute(APIRoute):
@@ -78,15 +79,24 @@ class KeyedUploadRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         """The handler, behind the key."""
-        return _keyed(super().get_route_handler())
+        return _keyed(super().get_route_handler(), _queried(self.dependant))
 
 
-def _keyed(handle: Handler) -> Handler:
+def _keyed(handle: Handler, queried: frozenset[str]) -> Handler:
     async def keyed(request: Request) -> Response:
         request.state.caller = await run_in_threadpool(_admit, request)
+        for name in queried:
+            if len(request.query_params.getlist(name)) > 1:
+                raise Malformed("stands several times in the query; give it once", field=name)
         return await handle(request)
 
     return keyed
+
+
+def _queried(dependant: Dependant) -> frozenset[str]:
+    """The names that a route looks for in the query; each has one value."""
+    own = frozenset(each.alias for each in dependant.query_params)
+    return own.union(*(_queried(each) for each in dependant.dependencies))
 
 
 def caller(

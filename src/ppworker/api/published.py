@@ -76,6 +76,7 @@ def _mended(schema: dict[str, Any]) -> dict[str, Any]:
     for operation in _operations(schema):
         _drop_validation_error(operation)
         _bound_parts(operation)
+        _allow_empty(operation)
         _name(operation)
         _secure(operation)
         _show_headers(operation)
@@ -110,6 +111,17 @@ def _bound_parts(operation: dict[str, Any]) -> None:
     for each in operation.get("parameters", []):
         if each["in"] == "path" and each["schema"].get("type") == "string":
             each["schema"].setdefault("minLength", 1)
+
+
+def _allow_empty(operation: dict[str, Any]) -> None:
+    """Say that an empty value in a query counts as absent, which JSON's null cannot be there."""
+    for each in operation.get("parameters", []):
+        options = each["schema"].get("anyOf", [])
+        if each["in"] == "query" and {"type": "null"} in options:
+            kept = [option for option in options if option != {"type": "null"}]
+            if not any(option.get("type") == "string" and "enum" not in option for option in kept):
+                kept.append({"type": "string", "maxLength": 0})
+            each["schema"]["anyOf"] = kept
 
 
 def _name(operation: dict[str, Any]) -> None:

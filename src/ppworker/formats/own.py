@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ppworker.domain.inference import Kind
 from ppworker.errors import Invalid
+from ppworker.formats import json_stream
 from ppworker.formats.archive import Archive
 from ppworker.formats.archive_checks import FIELD, shown
 from ppworker.formats.archive_writer import ArchiveWriter
@@ -167,6 +168,9 @@ def _records(archive: Archive, report: Report) -> Iterator[Record]:
         if not line.strip():
             continue
         where = f"{ITEMS}: line {number}"
+        if json_stream.has_too_many_values(line.encode()):
+            most = json_stream.MAX_VALUES
+            raise Invalid(f"{where}: holds more than {most} values", field=FIELD)
         item = _parsed(_Item, line, where)
         if item.file and item.file not in archive:
             report.skip("missing_file", f"{where}: {shown(item.file)}")

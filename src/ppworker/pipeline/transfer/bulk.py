@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ppworker.domain.labels import MAX_NAME
 from ppworker.domain.text import clean_text
 from ppworker.errors import Invalid, Malformed, TooLarge
+from ppworker.formats import json_stream
 from ppworker.formats.archive import Archive, open_archive
 from ppworker.formats.base import Header, Mark, Record
 from ppworker.pipeline.deps import Deps
@@ -185,6 +186,9 @@ def _records(deps: Deps, path: Path, known: _Known) -> Iterator[Record]:
             )
         if len(line) > most_bytes:
             raise TooLarge(f"has more than {most_bytes} bytes", field=place.prefix)
+        if json_stream.has_too_many_values(line):
+            most = json_stream.MAX_VALUES
+            raise TooLarge(f"holds more than {most} values", field=place.prefix)
         yield _record(deps, line, known, place.prefix)
 
 
@@ -266,7 +270,7 @@ def _field(where: str, location: Sequence[int | str]) -> str:
     """``line 17: annotations[0].label_id``."""
     path = ""
     for part in location:
-        if part in {"str", "_Reference", "dict[str,any]"}:
+        if part in {"str", "constrained-str", "_Reference", "dict[str,any]"}:
             continue  # which of two shapes was tried
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return f"{where}: {path}" if path else where

@@ -161,7 +161,8 @@ def _lists() -> None:
     for name, body in _KEEPERS.items():
         op.execute(
             f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off "
-            f"SET enable_hashjoin = off AS $$ BEGIN {body} RETURN NULL; END $$"
+            "SET enable_hashjoin = off SET enable_mergejoin = off "
+            f"AS $$ BEGIN {body} RETURN NULL; END $$"
         )
     for table, event, rows, name in _EVENTS:
         op.execute(
@@ -178,8 +179,8 @@ _ALL = f"""
 INSERT INTO unlabelled_items SELECT m.split_id, m.item_id FROM item_splits m WHERE {_BARE}"""  # noqa: S608
 _OVERLAPS = """
 INSERT INTO split_overlaps SELECT DISTINCT c.version_id, c.item_id FROM item_splits c
-JOIN item_splits m ON m.item_id = c.item_id AND m.version_id = c.version_id
-AND m.split_id <> c.split_id"""
+WHERE (SELECT true FROM item_splits m WHERE m.item_id = c.item_id
+  AND m.version_id = c.version_id AND m.split_id <> c.split_id LIMIT 1) IS NOT NULL"""
 _ENTER = """
 INSERT INTO unlabelled_items SELECT DISTINCT m.split_id, m.item_id FROM changed c
 JOIN item_splits m ON m.item_id = c.item_id AND m.version_id = c.version_id
