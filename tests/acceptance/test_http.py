@@ -176,7 +176,7 @@ def test_api_alone_stops_in_order_and_keys_come_from_the_command_line(tmp_path: 
         assert command("keys", "delete", key["id"])["id"] == key["id"]
         assert command("keys", "list", "--user", "anna") == []
 
-        status, made = api.ask("/datasets", {"name": "d"})
+        status, made = api.ask("/datasets", {"name": "d", "content_type": "text"})
         assert status == 200
         split = made["versions"][0]["splits"][0]
         path = f"/datasets/{made['id']}/versions/{split['version_id']}/splits/{split['id']}"

@@ -384,7 +384,7 @@ def test_those_who_wait_for_models_leave_threads_to_the_others(served: Api) -> N
 
 
 def test_idle_models_give_their_memory_back(deps: Deps, world: World) -> None:
-    settings = deps.settings.model_copy(update={"idle_unload_s": 0.5})
+    settings = deps.settings.model_copy(update={"idle_unload_s": 3.0})
     object.__setattr__(deps, "settings", settings)
     before = hosts()
     with served_api(deps, world) as api:

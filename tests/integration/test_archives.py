@@ -439,7 +439,9 @@ def test_old_files_are_thrown_away(world: World, tmp_path: Any) -> None:
     assert not folder.exists()
 
 
-def test_an_import_into_a_deleted_version_fails_and_says_so(world: World, tmp_path: Any) -> None:
+def test_an_import_into_a_deleted_version_fails_says_so_and_leaves_nothing(
+    world: World, tmp_path: Any
+) -> None:
     id_ = take(world, packed({"train/a.txt": "x"}), tmp_path)
     with world.deps.db.begin() as tx:
         import sqlalchemy as sa
@@ -448,6 +450,7 @@ def test_an_import_into_a_deleted_version_fails_and_says_so(world: World, tmp_pa
     done = follow(world, id_)
     assert (done.status, done.reason) == ("failed", "not_found")
     assert world.sql("SELECT count(*) FROM dataset_items") == [(0,)]
+    assert not shelf.folder(world.deps, id_).exists()
 
 
 def test_records_of_other_formats_are_fitted_into_their_items() -> None:

@@ -918,11 +918,11 @@ def test_a_message_whose_letter_cannot_be_written_blocks_nobody(
     world, producer, server, client, fault
 ):
     def follow(taken):
-        if b"bad" in taken.body:
+        if b"nobody-follows-this" in taken.body:  # no hexadecimal word, as ids are
             raise fault("not even its letter")
         commands.follow(world.deps, taken)
 
-    producer.send("take_upload", **upload(world, key="bad"))
+    producer.send("take_upload", **upload(world, key="nobody-follows-this"))
     producer.send("take_upload", **upload(world))
     with consuming(server, world.deps, follow=follow):
         eventually(lambda: producer.left() == 0)

@@ -193,9 +193,9 @@ def test_a_table_of_items_that_are_none_has_one_column_of_text():
     assert report.losses.keys() <= CSV_LOSSES.keys()
 
 
-def test_rows_of_many_small_lines_are_as_many_as_they_like():
-    _, found, _ = read(CSV, {"a.csv": "x,y\n" + '"a\nb",c\n' * 200_000 + ",\n" * 300_000})
-    assert sum(1 for _ in found) == 500_000
+def test_there_may_be_more_rows_than_one_may_be_long():
+    _, found, _ = read(CSV, {"a.csv": "x,y\n" + ('"' + "a\n" * 50 + "a" * 20_000 + '",c\n') * 500})
+    assert sum(1 for _ in found) == 500
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_line_holds_no_more_values_than_memory_is_meant_to(line, is_taken):
         ({"a.csv": 'x\n"open'}, "a.csv: line 2"),
         ({"a.csv": "x,labels\n1," + "a" * 300}, "a.csv: row 2"),
         ({"a.csv": "x\n" + "a" * 9_000_000}, "a.csv: line 2: the row has more than 8388608 bytes"),
-        ({"a.csv": 'x\n"' + "a\n" * 5_000_000}, "the row has more than 8388608 bytes"),
+        ({"a.csv": 'x\n"' + ("a" * 1_000 + "\n") * 9_000}, "the row has more than 8388608 bytes"),
         ({"a.csv": "," * 600_000}, "a.csv: line 1: the row has more than 500000 separators"),
     ],
 )

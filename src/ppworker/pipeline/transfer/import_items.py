@@ -81,7 +81,7 @@ def step(deps: Deps, operation: Operation) -> Write:
         transfers.prefer_indexes(tx)
         found = transfers.find_target(tx, target.version_id, hold=True)
         if found is None:
-            raise _gone()
+            raise _gone(deps, operation)
         there = _held(tx, found, splits)
         held = labels.lock_labels(tx, label_ids.values())
         known = {form: id_ for form, id_ in label_ids.items() if id_ in held}
@@ -114,11 +114,13 @@ def _target(deps: Deps, operation: Operation) -> Target:
     with deps.db.look() as tx:
         found = transfers.find_target(tx, UUID(str(operation.arguments["version_id"])))
     if found is None:
-        raise _gone()
+        raise _gone(deps, operation)
     return found
 
 
-def _gone() -> NotFound:
+def _gone(deps: Deps, operation: Operation) -> NotFound:
+    """The error where no later attempt can help: what was staged need not wait for one."""
+    shelf.drop(deps, operation.id)
     return NotFound("the version is gone", field="version")
 
 
