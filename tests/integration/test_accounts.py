@@ -1,5 +1,6 @@
 """Users and keys: what lets somebody in, what does not, what is remembered of it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -213,6 +214,23 @@ def test_our_own_fault_is_told_without_its_trace(
         assert response.headers["x-content-type-options"] == "nosniff"
         assert client.get(f"{address}/broken").status_code == 500, "it goes on"
     assert "RuntimeError: a secret of the house" in caplog.text
+
+
+def test_a_full_disk_is_told_as_what_it_is_and_logged(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = APIRouter()
+
+    @router.get("/full")
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a path of the house")
+
+    with served(create_app(api.deps, threads=2, others=[router])) as address:
+        response = api.with_header(None).get(f"{address}/full")
+    assert response.status_code == 507
+    assert "no room" in response.json()["message"]
+    assert "a path of the house" not in response.text
+    assert "No space left on device" in caplog.text
 
 
 def test_what_is_no_route_or_no_method_of_one_is_told_in_the_same_shape(api: Api) -> None:

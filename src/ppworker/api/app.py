@@ -223,8 +223,8 @@ class Frame:
             await self._app(scope, receive, with_headers)
         except ClientDisconnect:
             return  # nobody is there to be answered
-        except Exception:
+        except Exception as error:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if is_begun:
                 raise  # the answer is cut short, so that nobody takes it for a whole one
-            await errors.our_fault()(scope, receive, with_headers)
+            await errors.our_fault(error)(scope, receive, with_headers)

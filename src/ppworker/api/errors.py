@@ -1,5 +1,6 @@
 """What each error becomes on the wire: one table from error class to status, one shape."""
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -175,6 +176,11 @@ def _path(parts: list[str | int]) -> str:
     return "".join(words).removeprefix(".")
 
 
-def our_fault() -> JSONResponse:
-    """The answer to what nobody expected: it is in the log, and the client is told none of it."""
+def our_fault(error: Exception) -> JSONResponse:
+    """The answer to what nobody expected: it is in the log, and the client is told none of it.
+
+    That a disk is full is told, since only somebody else can help.
+    """
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return _answer(507, "there is no room here to store this; nothing was kept")
     return _answer(500, "something went wrong here; it is in the log")

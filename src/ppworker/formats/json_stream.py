@@ -13,7 +13,7 @@ from typing import IO, Any, NoReturn
 
 from ppworker.errors import Invalid
 
-MAX_ELEMENT = 8 << 20
+MAX_ELEMENT = 4 << 20
 """Longest element of an array (and longest value that is no array), in characters."""
 MAX_DEPTH = 64
 """Deepest nesting of an element."""
