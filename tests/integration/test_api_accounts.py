@@ -710,6 +710,17 @@ def test_what_is_made_in_a_shared_dataset_is_its_owners(
     assert api.world.sql("SELECT user_id::text FROM operations") == [(owner,)]
     for who, status in (("owner", 200), ("writer", 200), ("reader", 200), ("stranger", 404)):
         assert people[who].get(f"/operations/{operation}").status_code == status
+    lines = json.dumps({"text": "of many"})
+    many = writer.post(
+        f"{api.version}/items/bulk", content=lines, headers={"Content-Type": "application/x-ndjson"}
+    )
+    assert many.status_code == 200, many.text
+    ((mine,),) = api.world.sql(
+        "SELECT o.id FROM operations o JOIN users u ON u.id = o.user_id "
+        "WHERE u.username = 'writer' AND o.kind = 'import_items'"
+    )
+    for who, status in (("owner", 200), ("writer", 200), ("reader", 200), ("stranger", 404)):
+        assert people[who].get(f"/operations/{mine}").status_code == status
     api.world.check()
 
 

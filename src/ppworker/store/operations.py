@@ -104,12 +104,13 @@ def insert_operation(
 _FIND = sa.text(
     _READ  # noqa: S608  the constant above
     + "WHERE o.id = :id AND (o.user_id = :user OR EXISTS (SELECT 1 FROM shares s "
-    "WHERE s.dataset_id = o.dataset_id AND s.user_id = :user))"
+    "WHERE s.dataset_id = o.dataset_id AND s.user_id = :user) OR EXISTS (SELECT 1 "
+    "FROM datasets d WHERE d.id = o.dataset_id AND d.user_id = :user))"
 )
 
 
 def find_operation(tx: Tx, user_id: UUID, id_: UUID) -> Operation | None:
-    """The user's operation, or one on a dataset shared with them; None when it is neither."""
+    """The user's operation, or one on a dataset that is theirs or shared with them."""
     row = tx.execute(_FIND, {"id": id_, "user": user_id}).one_or_none()
     return None if row is None else _operation(row)
 
