@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,9 +16,11 @@ from factories import World, classes
 from lock_words import waiting
 from ppworker.domain import edit
 from ppworker.errors import Conflict, NotFound, Stale
+from ppworker.pipeline.control import operate
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.edits import annotations, items
 from ppworker.pipeline.setup import catalogue
+from ppworker.pipeline.uploads import ingest, item_files
 from ppworker.store import edits as store
 from ppworker.store import labels as label_store
 
@@ -182,6 +185,37 @@ def test_a_text_changed_while_a_model_reads_it_sends_the_job_back(world: World) 
     assert world.annotations(item) == []
     world.run(reader, lambda given: classes(given.text or ""))
     assert [a.label for a in world.annotations(item)] == ["new"]
+    world.check()
+
+
+def test_a_model_leaves_a_text_that_a_person_changed(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "page.bin"
+    file.write_bytes(b"\x00a page\xff")
+    upload = ingest.Upload(name="page.bin", path=file)
+    (item,) = ingest.take_upload(world.deps, world.train, [upload]).item_ids
+
+    def edit(text: str) -> None:
+        items.change(world.deps, world.dataset.version_id, item, items.Changed(text=text))
+
+    def read(during: Callable[[], object] = lambda: None) -> tuple[str | None, dict[str, int]]:
+        """One more model reads the file: the text there is then, and what its job counts."""
+        model = world.processor(model_type="ocr", output_target="text", reads="file")
+        list(operate.backfill(world.deps, model, [world.train]))
+        assert world.run(model, {"text": "the model's"}, during=during).completed == 1
+        ((text,),) = world.sql("SELECT text FROM dataset_items WHERE id = :item", item=item)
+        (job,) = world.jobs(model)
+        return text, job.dropped
+
+    assert read() == ("the model's", {})
+    edit("the model's")  # clients send whole objects: that changes nothing
+    assert read() == ("the model's", {})
+    assert read(during=lambda: edit("mine")) == ("mine", {"text_edited": 1})
+    assert read() == ("mine", {"text_edited": 1})
+    edit("")
+    assert read() == ("the model's", {})
+    edit("mine again")
+    item_files.put_file(world.deps, world.dataset.version_id, item, file, name="page.bin")
+    assert read() == ("the model's", {})
     world.check()
 
 

@@ -37,6 +37,8 @@ class Reason(StrEnum):
     """The text at the span is not the text the model quotes."""
     TEXT_TOO_LONG = "text_too_long"
     """The new text of the item has more bytes than a text may have."""
+    TEXT_EDITED = "text_edited"
+    """The item's text is a person's; the model's is kept beside it."""
     UNSUPPORTED = "unsupported"
     """The kind of annotation cannot be stored."""
     DUPLICATE = "duplicate"

@@ -223,7 +223,8 @@ def find_item_version(tx: Tx, item_id: UUID) -> int | None:
 def update_item(tx: Tx, item_id: UUID, values: Mapping[str, str]) -> None:
     """Write those fields of a locked item that are given; its version grows whatever they are.
 
-    An empty text is no text. An item without a file is what its text says it is.
+    An empty text is no text, and another text than there was is the person's from now on. An item
+    without a file is what its text says it is.
     """
     columns = dataset_items.c
     wanted: dict[str, Any] = dict(values)
@@ -231,6 +232,8 @@ def update_item(tx: Tx, item_id: UUID, values: Mapping[str, str]) -> None:
         text = values["text"] or None
         wanted["text"] = text
         wanted["text_sha256"] = None if text is None else text_sha256(text)
+        is_other = columns.text_sha256.is_distinct_from(wanted["text_sha256"])
+        wanted["text_edited"] = sa.case((is_other, bool(text)), else_=columns.text_edited)
         own = "text/plain" if text else ""
         wanted["media_type"] = sa.case(
             (columns.content_sha256.is_(None), own), else_=columns.media_type

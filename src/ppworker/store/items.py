@@ -48,6 +48,8 @@ class LockedItem(NamedTuple):
     page_count: int | None
     duration_s: float | None
     deleted_at: datetime | None
+    text_edited: bool
+    """A person wrote its text; models leave it alone."""
 
 
 _COLUMNS = (
@@ -83,8 +85,8 @@ def insert_memberships(tx: Tx, rows: Sequence[tuple[UUID, UUID, UUID]]) -> None:
 
 
 _LOCK_ITEMS = """
-SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, deleted_at
-FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE """
+SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, deleted_at,
+  text_edited FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE """
 _LOCK = sa.text(_LOCK_ITEMS)
 _LOCK_UNLOCKED = sa.text(_LOCK_ITEMS + "SKIP LOCKED")
 
@@ -117,9 +119,11 @@ def put_file(tx: Tx, item_id: UUID, file: NewItem, *, drop_text: bool) -> bool:
     """Give a locked item a file, in place of the one it had; returns whether it has text then.
 
     Its text becomes the file's where the file is text; otherwise ``drop_text`` says whether the
-    old one goes. An item without a name takes the file's.
+    old one goes. What a person wrote about the old file may give way to what models read in the
+    new one. An item without a name takes the file's.
     """
     values: dict[str, Any] = {name: getattr(file, name) for name in _FILE_COLUMNS}
+    values["text_edited"] = False
     if file.text is not None or drop_text:
         values |= {"text": file.text, "text_sha256": file.text_sha256}
     columns = dataset_items.c

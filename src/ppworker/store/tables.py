@@ -203,6 +203,8 @@ dataset_items = Table(
     Column("description", Text, nullable=False, server_default=""),
     Column("text", Text),
     Column("text_sha256", Text),
+    # A person wrote the text over what was there: no model writes over it.
+    Column("text_edited", Boolean, nullable=False, server_default=sa.text("false")),
     Column("extension", Text, nullable=False, server_default=""),
     Column("media_type", Text, nullable=False, server_default=""),
     Column("content_sha256", Text, ForeignKey("blobs.sha256")),

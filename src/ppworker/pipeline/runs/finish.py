@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from ppworker.domain.drop import add_counts
+from ppworker.domain.drop import Reason, add_counts
 from ppworker.domain.events import Event, JobMoved, LeaseRefused
 from ppworker.domain.job import (
     ENDS,
@@ -227,7 +227,9 @@ def _decide(
     )
     if answer.refused:
         dropped.append({"refused_values": answer.refused})
-    if drafted.text is not None:
+    if drafted.text is not None and item.text_edited:
+        dropped.append({str(Reason.TEXT_EDITED): 1})
+    elif drafted.text is not None:
         plan.output.texts[job.item_id] = drafted.text
     plan.answers.append(
         results.Result(

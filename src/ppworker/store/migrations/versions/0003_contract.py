@@ -92,6 +92,10 @@ def _datasets() -> None:
 
 
 def _items() -> None:
+    op.add_column(
+        "dataset_items",
+        sa.Column("text_edited", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+    )
     op.create_table(
         "item_states",
         sa.Column("version_id", sa.UUID(), nullable=False),
