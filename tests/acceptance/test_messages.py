@@ -179,6 +179,7 @@ def test_postgresql_away_under_a_thousand_uploads_each_becomes_an_item_once(
 ) -> None:
     processor = live.processor(runner="scripted_runners:EchoRunner")
     workers = [start(), start()]
+    wait_for(lambda: count(live, "workers") == 2, seconds=60, what="both workers")
     fields = [upload(live, f"upload-{number}") for number in range(1000)]
     for each in fields[:300]:
         send("take_upload", **each)

@@ -548,9 +548,10 @@ def test_200_malformed_messages_are_kept_with_their_field_and_can_be_replayed(  
             producer.send("take_upload", **upload(world))
             good += 1
     conflicting = upload(world, key="taken")
-    producer.send("take_upload", **conflicting)
+    taken = producer.send("take_upload", **conflicting)
     sent = producer.send("take_upload", **conflicting | {"split": f"{world.dataset.name}/test"})
-    expected[sent.message_id] = ("another command with the key", "key")
+    other = sent.message_id
+    expected[other] = ("another command with the key", "key")
     expected[producer.send("take_uploads", **upload(world)).message_id] = ("actor", "actor_name")
     expected[producer.send("take_upload", upload(world)).message_id] = ("by position", "args")
     delayed = producer.send("take_upload", delay=60_000, **upload(world))
@@ -565,6 +566,8 @@ def test_200_malformed_messages_are_kept_with_their_field_and_can_be_replayed(  
 
     kept = letters(world)
     by_id = {letter.message_id: letter for letter in kept}
+    if taken.message_id in by_id:  # two consumers: whichever of the two was first has the key
+        expected[taken.message_id] = expected.pop(other)
     assert len(kept) == len(expected) + len(RAW)
     for message_id, (name, field) in expected.items():
         assert (name, by_id[message_id].field) == (name, field), by_id[message_id].error
