@@ -138,7 +138,7 @@ def test_the_key_of_a_data_folder_is_made_once_and_again_when_it_works_no_more(
 ) -> None:
     folder = tmp_path / "new" / "folder"
     key = keep(world, folder)
-    path = making.key_path(folder)
+    path = folder / "api.key"
     assert path.read_text() == f"{key}\n"
     assert path.stat().st_mode & 0o777 == 0o600
     assert keep(world, folder) == key
@@ -171,10 +171,10 @@ def test_a_link_in_place_of_the_key_file_is_not_followed(world: World, tmp_path:
     target.chmod(0o600)
     folder = tmp_path / "data"
     folder.mkdir()
-    making.key_path(folder).symlink_to(target)
+    (folder / "api.key").symlink_to(target)
     assert keep(world, folder) != key
     assert target.read_text() == key
-    assert not making.key_path(folder).is_symlink()
+    assert not (folder / "api.key").is_symlink()
 
 
 def test_many_at_once_keep_keys_that_work(world: World, tmp_path: Path) -> None:

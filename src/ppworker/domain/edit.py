@@ -15,7 +15,6 @@ Action = Literal["accept", "reject"]
 """What a reviewer says of a suggestion."""
 Source = Literal["human", "model", "inference", "import"]
 
-_PREDICTED = frozenset({"model", "inference"})
 _SPAN_PARTS = 2
 
 
@@ -56,11 +55,6 @@ def place(wanted: Wanted, about: About) -> Place | Reason:
     if found.kind != "span":
         found.text = wanted.text
     return found
-
-
-def leaves_tombstone(source: str) -> bool:
-    """Whether a deleted annotation stays as a row, so that its prediction does not come back."""
-    return source in _PREDICTED
 
 
 def review_after_edit(source: str) -> Literal["accepted", "edited"]:

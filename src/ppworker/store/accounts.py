@@ -141,18 +141,6 @@ def find_user_by_email(tx: Tx, email: str) -> User | None:
     return None if row is None else User(**by_name(row))
 
 
-def get_user(tx: Tx, user_id: UUID) -> User:
-    """A user by their id.
-
-    Raises:
-        NotFound: there is none, or the account is gone.
-    """
-    row = tx.execute(_USERS.where(users.c.id == user_id)).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no user {user_id}", field="user")
-    return User(**by_name(row))
-
-
 def find_secret(tx: Tx, username: str) -> Secret | None:
     """The user of that name with the hash of their password."""
     row = tx.execute(

@@ -211,15 +211,6 @@ def _read(column: Any, version_id: UUID, ids: Collection[UUID]) -> sa.Select[Any
     )
 
 
-def find_item_version(tx: Tx, item_id: UUID) -> int | None:
-    """How often an item was changed; None where there is no such item."""
-    return tx.execute(
-        sa.select(dataset_items.c.version).where(
-            dataset_items.c.id == item_id, dataset_items.c.deleted_at.is_(None)
-        )
-    ).scalar_one_or_none()
-
-
 def update_item(tx: Tx, item_id: UUID, values: Mapping[str, str]) -> None:
     """Write those fields of a locked item that are given; its version grows whatever they are.
 

@@ -177,11 +177,6 @@ def keep_key(db: Database, user_id: UUID, data_dir: Path) -> str:
     return made
 
 
-def key_path(data_dir: Path) -> Path:
-    """Where the data folder's own key lies."""
-    return data_dir / _FILE
-
-
 def _read(path: Path) -> str:
     """The key in the file; nothing where there is none, or others could read or write it."""
     try:
