@@ -13,6 +13,8 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+from promises import promise  # noqa: F401  a fixture of every test
+
 if TYPE_CHECKING:  # imported where they are used: unit tests need none of it, and start sooner
     from factories import World
     from ppworker.domain.events import Event

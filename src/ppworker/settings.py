@@ -136,6 +136,10 @@ class Settings(BaseSettings):
         default=100,
         description="Failed logins from one address within the window, and as many registrations.",
     )
+    crash_at: str | None = Field(
+        default=None,
+        description="For tests of ppworker itself: a named point at which a process kills itself.",
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     log_format: str = Field(
         default="auto", description="json, text, or auto: text on a terminal, JSON lines elsewhere."

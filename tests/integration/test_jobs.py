@@ -513,12 +513,14 @@ def test_a_cap_counts_batches_over_all_workers(world: World) -> None:
 def test_pauses_by_operator_and_by_failures_do_not_lift_each_other(world: World) -> None:
     processor = world.processor()
     world.add("one")
-    world.sql("UPDATE post_processors SET circuit_until = now() + interval '1 h'")
+    world.sql(
+        "INSERT INTO post_processor_circuits (post_processor_id, open_until) SELECT id, now() + interval '1 h' FROM post_processors"
+    )
     operate.set_paused(world.deps, processor, paused=True)
     operate.set_paused(world.deps, processor, paused=False)
     assert not world.claim(processor).jobs
     operate.set_paused(world.deps, processor, paused=True)
-    world.sql("UPDATE post_processors SET circuit_until = NULL")
+    world.sql("DELETE FROM post_processor_circuits")
     assert not world.claim(processor).jobs
     operate.set_paused(world.deps, processor, paused=False)
     assert len(world.claim(processor).jobs) == 1

@@ -11,14 +11,16 @@ import pytest
 
 from factories import World
 
+OPENED = "INSERT INTO post_processor_circuits (post_processor_id, open_until) SELECT id, "
+
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ("paused_by_operator = true", "processors resume"),
-        ("enabled = false", "is disabled"),
-        ("circuit_until = now() + interval '1 hour'", "after repeated failures"),
-        ("circuit_until = now() - interval '1 hour'", ""),
+        ("UPDATE post_processors SET paused_by_operator = true", "processors resume"),
+        ("UPDATE post_processors SET enabled = false", "is disabled"),
+        (OPENED + "now() + interval '1 hour' FROM post_processors", "after repeated failures"),
+        (OPENED + "now() - interval '1 hour' FROM post_processors", ""),
     ],
 )
 def test_a_wait_for_what_is_paused_says_so_once(
@@ -31,7 +33,7 @@ def test_a_wait_for_what_is_paused_says_so_once(
     theirs = worlds()
     theirs.processor("other")
     theirs.add("one")
-    world.sql(f"UPDATE post_processors SET {settings}")
+    world.sql(settings)
     done = subprocess.run(
         [sys.executable, "-m", "ppworker", "jobs", "wait", "--timeout", "1.2", "--json"],
         env={

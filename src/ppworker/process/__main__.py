@@ -4,7 +4,7 @@ import gc
 import importlib
 import sys
 
-from ppworker import settings, telemetry
+from ppworker import crash_points, settings, telemetry
 from ppworker.errors import ConfigurationError, StoreUnavailable
 from ppworker.monitoring.folder import Place
 from ppworker.worker.process import leave
@@ -28,7 +28,9 @@ def main() -> None:
     gc.set_threshold(20_000, 20, 50)
     with Signals() as signals:  # to the very end: a late signal must not change the exit code
         try:
-            in_time = run(settings.load(), signals, Place.of_this_process())
+            found = settings.load()
+            crash_points.arm(found.crash_at)
+            in_time = run(found, signals, Place.of_this_process())
         except ConfigurationError as error:
             sys.stderr.write(f"ppworker: {error}\n")
             leave(CONFIGURATION_ERROR)

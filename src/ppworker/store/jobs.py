@@ -174,7 +174,8 @@ WITH picked AS MATERIALIZED (
     AND j.run_at <= now() {bound}
     AND EXISTS (SELECT 1 FROM post_processors p
       WHERE p.id = :processor AND p.enabled AND NOT p.paused_by_operator
-        AND p.deleted_at IS NULL AND (p.circuit_until IS NULL OR p.circuit_until <= now()))
+        AND p.deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM post_processor_circuits c
+          WHERE c.post_processor_id = p.id AND c.open_until > now()))
     AND (SELECT v.deleted_at IS NULL FROM dataset_versions v WHERE v.id = j.version_id)
   ORDER BY j.priority, j.run_at, j.id
   LIMIT :n FOR UPDATE OF j SKIP LOCKED)
@@ -480,7 +481,8 @@ SELECT p.id,
   clock_timestamp() AS now
 FROM post_processors p
 WHERE p.enabled AND NOT p.paused_by_operator AND p.deleted_at IS NULL
-  AND (p.circuit_until IS NULL OR p.circuit_until <= now())
+  AND NOT EXISTS (SELECT 1 FROM post_processor_circuits c
+    WHERE c.post_processor_id = p.id AND c.open_until > now())
 """)
 
 

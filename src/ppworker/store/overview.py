@@ -106,13 +106,14 @@ running AS (
   SELECT post_processor_id AS id, count(*) AS n FROM post_processor_jobs
   WHERE status = 'processing' GROUP BY 1)
 SELECT p.id, d.name AS dataset, p.name, p.runner, p.enabled, p.paused_by_operator,
-  CASE WHEN p.circuit_until > now() THEN p.circuit_until END AS circuit_until,
+  c.open_until AS circuit_until,
   coalesce(ready.due, 0) AS due, coalesce(ready.scheduled, 0) AS scheduled,
   coalesce(waiting.n, 0) AS waiting, coalesce(running.n, 0) AS processing,
   ready.oldest_due_s::float8 AS oldest_due_s
 FROM post_processors p JOIN datasets d ON d.id = p.dataset_id
 LEFT JOIN ready ON ready.id = p.id LEFT JOIN waiting ON waiting.id = p.id
 LEFT JOIN running ON running.id = p.id
+LEFT JOIN post_processor_circuits c ON c.post_processor_id = p.id AND c.open_until > now()
 WHERE p.deleted_at IS NULL ORDER BY d.name, p."order", p.id
 """)
 
@@ -260,11 +261,13 @@ def find_held(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> list[Held]:
     rows = tx.execute(
         sa.text(
             "SELECT d.name AS dataset, p.name, p.enabled, p.paused_by_operator, "
-            "CASE WHEN p.circuit_until > now() THEN p.circuit_until END AS circuit_until "
+            "c.open_until AS circuit_until "
             "FROM post_processors p JOIN datasets d ON d.id = p.dataset_id "
+            "LEFT JOIN post_processor_circuits c ON c.post_processor_id = p.id "
+            "AND c.open_until > now() "
             "WHERE p.user_id = :user AND p.deleted_at IS NULL "
             "AND (CAST(:dataset AS uuid) IS NULL OR p.dataset_id = :dataset) "
-            "AND (NOT p.enabled OR p.paused_by_operator OR p.circuit_until > now()) "
+            "AND (NOT p.enabled OR p.paused_by_operator OR c.open_until IS NOT NULL) "
             "AND EXISTS (SELECT 1 FROM post_processor_jobs j WHERE j.post_processor_id = p.id "
             "AND j.status = 'pending' AND j.ready) ORDER BY d.name, p.name"
         ),

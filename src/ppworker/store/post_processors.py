@@ -14,7 +14,7 @@ from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Conflict, NotFound
 from ppworker.store.datasets import as_id
 from ppworker.store.db import Tx, by_name
-from ppworker.store.tables import models, post_processors
+from ppworker.store.tables import models, post_processor_circuits, post_processors
 
 _FIELDS = tuple(f.name for f in fields(PostProcessor) if f.name != "revision")
 _TUPLES = ("media_types", "file_types", "splits")
@@ -194,11 +194,13 @@ def read_pauses(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Pauses]:
         sa.select(
             post_processors.c.id,
             post_processors.c.paused_by_operator,
-            post_processors.c.circuit_until,
-        ).where(post_processors.c.id.in_(ids))
+            post_processor_circuits.c.open_until,
+        )
+        .outerjoin_from(post_processors, post_processor_circuits)
+        .where(post_processors.c.id.in_(ids))
     )
     return {
-        row.id: Pauses(paused_by_operator=row.paused_by_operator, circuit_until=row.circuit_until)
+        row.id: Pauses(paused_by_operator=row.paused_by_operator, circuit_until=row.open_until)
         for row in rows
     }
 

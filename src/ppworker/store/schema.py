@@ -11,7 +11,7 @@ from ppworker.store.db import Database, Tx
 if TYPE_CHECKING:  # loaded only where it works: a worker would carry its ten megabytes all day
     from alembic.config import Config
 
-REVISION = "0003"
+REVISION = "0004"
 """The schema that this program knows: the newest migration."""
 OLDEST_POSTGRESQL = 150_000
 _LOCK = "ppworker.migrate"

@@ -416,7 +416,6 @@ post_processors = Table(
     Column("max_attempts", SmallInteger, nullable=False, server_default="3"),
     Column("on_failure", Text, nullable=False, server_default="continue"),
     Column("paused_by_operator", Boolean, nullable=False, server_default=sa.text("false")),
-    Column("circuit_until", Time),  # pause by repeated failures; neither pause lifts the other
     *_times(),
     Column("deleted_at", Time),
     CheckConstraint("confidence_threshold BETWEEN 0 AND 1", name="threshold_in_range"),
@@ -434,6 +433,26 @@ post_processors = Table(
         unique=True,
         postgresql_where=sa.text("deleted_at IS NULL"),
     ),
+)
+
+# The pause by failures; the operator's is a column of its own, and neither lifts the other. Not in
+# post_processors: its rows change with their settings alone, and what changed since an answer was
+# mapped is seen by that.
+post_processor_circuits = Table(
+    "post_processor_circuits",
+    metadata,
+    Column(
+        "post_processor_id",
+        Uuid,
+        ForeignKey("post_processors.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("failures", Integer, nullable=False, server_default="0"),  # attempts in a row
+    Column("trips", Integer, nullable=False, server_default="0"),  # openings since the last answer
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("opened_at", Time),
+    Column("open_until", Time),
+    CheckConstraint("failures >= 0 AND trips >= 0", name="circuit_counts"),
 )
 
 post_processor_jobs = Table(
@@ -459,6 +478,7 @@ post_processor_jobs = Table(
     Column("input_revision", Text),
     Column("rerun_requested", Boolean, nullable=False, server_default=sa.text("false")),
     Column("crash_count", SmallInteger, nullable=False, server_default="0"),
+    Column("suspect_group", Uuid),  # run with none but these: their model died with them in it
     Column("reason", Text, nullable=False, server_default=""),
     Column("error", Text, nullable=False, server_default=""),
     Column("dropped", JSONB),  # predictions not applied, counted by reason
@@ -535,6 +555,16 @@ post_processor_jobs = Table(
         "autovacuum_vacuum_cost_limit": 2000,
         "autovacuum_vacuum_cost_delay": 1,
     },
+)
+
+# Batches that are in a model which shares its worker's process; who finds one here when its lease
+# has run out knows what the worker died of, perhaps. Unlogged: a crash of the server empties it.
+model_entries = Table(
+    "model_entries",
+    metadata,
+    Column("batch_id", Uuid, primary_key=True),
+    Column("entered_at", Time, nullable=False, server_default=NOW),
+    prefixes=["UNLOGGED"],
 )
 
 job_results = Table(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from redis import RedisError
 
+from ppworker import crash_points
 from ppworker.errors import StoreUnavailable
 from ppworker.worker.circuit import Circuit
 from ppworker.worker.command_link import CommandLink, Taken
@@ -138,6 +139,7 @@ class CommandConsumer:
             if self._failures:
                 log.info("commands are followed again")
             self._failures = 0
+            crash_points.reach("before_ack")
             self._link.done(taken)
 
     def _put_off(self, taken: Taken, error: Exception, *, is_its_fault: bool) -> None:

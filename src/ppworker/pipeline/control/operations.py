@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
+from ppworker import crash_points
 from ppworker.domain.drop import add_counts
 from ppworker.domain.events import OperationAdvanced, OperationMoved
 from ppworker.domain.job import Attempt, Outcome, Status, decide
@@ -223,6 +224,7 @@ def _run_claimed(
             operation, chunk = _chunk_patiently(deps, step, held, until)
             seconds = time.monotonic() - started
             pace.learn(chunk.done, seconds)
+            crash_points.reach("after_operation_step", operation.kind)
             chunk.after()
             deps.emit([_advanced(operation, chunk, seconds)])
             watch(operation)
@@ -270,6 +272,7 @@ def _chunk_patiently(
                 lease_s=deps.settings.lease_s,
             )
             last[:] = [(state, chunk)]
+            crash_points.reach("in_operation_step", operation.kind)
             return state, chunk
 
         return deps.db.transact(work)

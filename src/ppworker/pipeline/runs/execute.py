@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID, uuid4
 
+from ppworker import crash_points
 from ppworker.domain.answer import parse
 from ppworker.domain.apply import Target
 from ppworker.domain.events import JobMoved
@@ -97,6 +98,8 @@ def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | N
     except CommitUnknown:
         _give_back(deps, processor, batch_id)
         raise
+    if claimed:
+        crash_points.reach("after_claim_commit")
     deps.emit(
         [
             JobMoved(
@@ -134,9 +137,12 @@ def run(
     while the model runs."""
     texts = _read_texts(deps, processor, batch.jobs)
     inputs, ended = _inputs(deps, processor, batch.jobs, texts)
+    if inputs:
+        crash_points.reach("before_model")
     started = time.monotonic()
     said = model.predict([each for _, each in inputs], timeout_s=processor.timeout_s)
     if inputs:
+        crash_points.reach("after_model")
         took_s = time.monotonic() - started
         deps.emit([ModelAsked(post_processor=processor.name, seconds=took_s)])
     for (job, given), answer in zip(inputs, said, strict=True):

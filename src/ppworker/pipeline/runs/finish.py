@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from ppworker import crash_points
 from ppworker.domain.drop import Reason, add_counts
 from ppworker.domain.events import Event, JobMoved, LeaseRefused
 from ppworker.domain.job import (
@@ -180,10 +181,12 @@ def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Re
         woken = jobs.recompute_ready(tx, [job.item_id for job in held])
         if any(m.transition.to is Status.PENDING and not m.transition.delay_s for m in plan.moves):
             woken.add(processor.id)
+        crash_points.reach("in_finish")
         return plan, woken, [*_moved(processor, plan), *stopped_events(stopped)]
 
     started = time.monotonic()
     plan, woken, events = deps.db.transact(work)
+    crash_points.reach("after_finish_commit")
     took_s = time.monotonic() - started
     held_ids = {m.job.id for m in plan.moves}
     lost = [each.ended.job for each in mapped if each.ended.job.id not in held_ids]

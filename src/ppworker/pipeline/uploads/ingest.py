@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
+from ppworker import crash_points
 from ppworker.domain import stats as stat_rule
 from ppworker.domain.events import Event, JobMoved
 from ppworker.domain.job import Status
@@ -128,6 +129,7 @@ def announce_planned(
     origin: str = "upload",
 ) -> None:
     """Say after COMMIT which jobs there are, and wake workers for those that are ready."""
+    crash_points.reach("after_upload_commit")
     names = {processor.id: processor.name for processor in processors}
     deps.emit(planned_events(planned, names, origin=origin))
     deps.hint({job.post_processor_id for job in planned if job.ready})
