@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ppworker.errors import ConfigurationError
+
+_BESIDE_SLOTS = 2
+"""Connections that a worker process needs beside those of its slots: heartbeat, and all else."""
 
 
 class Settings(BaseSettings):
@@ -150,6 +153,17 @@ class Settings(BaseSettings):
     def _named_folder(cls, value: object) -> object:
         if value == "":  # Path takes it for the working directory
             raise ValueError("is empty; name a folder, or unset it")
+        return value
+
+    @field_validator("pool_size")
+    @classmethod
+    def _room_for_slots(cls, value: int | None, info: ValidationInfo) -> int | None:
+        threads = info.data.get("threads", 0)
+        if value is not None and value < threads + _BESIDE_SLOTS:
+            raise ValueError(
+                f"is too small for {threads} slots (PPWORKER_THREADS), whose batches and leases "
+                f"would wait for each other; make it {threads + _BESIDE_SLOTS} or more, or unset it"
+            )
         return value
 
     @field_validator("log_level")

@@ -41,6 +41,7 @@ _COMMANDS = {
     "keys": ("accounts", "Create, list and disable API keys."),
     "blobs": ("blobs", "Store files that messages name by their hash."),
     "verify": ("upkeep", "Check every invariant of the data."),
+    "doctor": ("doctor", "Look for trouble ahead: settings, servers, machine."),
     "sweep": ("upkeep", "Run every periodic repair once."),
     "migrate": ("upkeep", "Bring the database's schema up to date."),
 }
