@@ -29,6 +29,7 @@ from api_shapes import (
     MODEL,
     MODEL_INFERENCE,
     MODEL_VERSION,
+    MOVE,
     NEW_KEY,
     OPERATION,
     PROBLEM,
@@ -361,6 +362,18 @@ ITEMS = [
     Case(
         method="GET", path=f"{I}/download", shape=Raw("text/plain; charset=utf-8"),
         first=[Case(method="POST", path=f"{I}/upload", shape=ITEM, file=NOTE)],
+    ),
+    Case(
+        method="POST", path=f"{S}/move_items", shape=MOVE, fresh=True,
+        body={"item_ids": ["{item_id}"], "to": "{other_split_id}"},
+        bad=[
+            Bad(body={"item_ids": ["nobody's"], "to": "{other_split_id}"}, field="item_ids[0]"),
+            Bad(body={"item_ids": ["{item_id}"], "to": "{split_id}"}, field="to"),
+            Bad(body={"item_ids": ["{item_id}"], "to": "{item_id}"}, field="to"),
+            Bad(body={"item_ids": [], "to": "{other_split_id}"}, field="item_ids"),
+            Bad(body={"item_ids": ["{split_id}"], "to": "{other_split_id}"}, field="item_ids",
+                status=404),
+        ],
     ),
     Case(method="DELETE", path=f"{S}/items/{{item_id}}", shape=ITEM),
     Case(method="GET", path=f"{I}/state", shape=STATE),

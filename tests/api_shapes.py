@@ -209,10 +209,7 @@ REVIEW = {
     "action": str, "changed": int, "already": int, "conflicts": int, "missing": int,
     "operation": Optional(OPERATION),
 }  # fmt: skip
-REVIEW = {
-    "action": str, "changed": int, "already": int, "conflicts": int, "missing": int,
-    "operation": Optional(OPERATION),
-}  # fmt: skip
+MOVE = {"moved": int}
 BULK = {
     "items": int, "items_created": int, "annotations_created": int, "jobs_planned": int,
     "repeated": bool, "operation": OPERATION,

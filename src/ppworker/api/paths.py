@@ -6,13 +6,14 @@ What is made beneath a dataset belongs to the dataset's owner: handlers take `us
 found here, not from who asks.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Request
 
 from ppworker.api.auth import READING, Caller, Room
-from ppworker.errors import Forbidden, NotFound
+from ppworker.errors import Forbidden, Invalid, NotFound
 from ppworker.store import datasets, item_pages, versions
 from ppworker.store.datasets import Dataset, Split, as_id
 from ppworker.store.item_pages import Item
@@ -29,6 +30,21 @@ def identity(given: str, what: str) -> UUID:
     found = as_id(given)
     if found is None:
         raise missing(what, given)
+    return found
+
+
+def identities(given: Sequence[str], field: str) -> list[UUID]:
+    """The ids that a list of a body must hold.
+
+    Raises:
+        Invalid: one is none; names its place.
+    """
+    found = []
+    for place, each in enumerate(given):
+        id_ = as_id(each)
+        if id_ is None:
+            raise Invalid(f"'{each}' is no id", field=f"{field}[{place}]")
+        found.append(id_)
     return found
 
 

@@ -18,6 +18,12 @@ from pydantic import (
     model_validator,
 )
 
+_ID = {"type": "string", "format": "uuid"}
+Id = Annotated[str, WithJsonSchema(_ID)]
+"""An id in a body."""
+IdOrEmpty = Annotated[str, WithJsonSchema({"anyOf": [_ID, {"type": "string", "maxLength": 0}]})]
+"""The same where empty means that none is given."""
+
 
 def _stamp(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -11,6 +11,7 @@ from ppworker.cli import paths, render
 from ppworker.cli.session import Call, Session, as_uuid, command, group, page_size, progress_shown
 from ppworker.cli.session import session as open_session
 from ppworker.errors import Invalid, NotFound, PpworkerError
+from ppworker.pipeline.edits import moves
 from ppworker.pipeline.uploads import ingest
 from ppworker.pipeline.uploads.ingest import Upload
 from ppworker.store import annotations, datasets, items, job_operations
@@ -162,6 +163,36 @@ def list_items(call: Call, split: SplitRef, limit: Limit = 100, after: After = N
         row["text"] = render.shortened(row["text"], 40)
     columns = ("id", "name", "media_type", "size_bytes", "text", "annotations", "jobs")
     render.table(rows, columns, empty="no items")
+
+
+@command(_items, "move")
+def move(
+    call: Call,
+    *,
+    item: Annotated[list[str], typer.Argument(metavar="ITEM...", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="SPLIT", help="DATASET/SPLIT or an id.", show_default=False),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="SPLIT", help="Another split of that version.", show_default=False
+        ),
+    ],
+) -> None:
+    """Move items to another split, with their annotations; all of them or none."""
+    ids = [as_uuid(each, "item") for each in item]
+    if len(ids) > moves.MOST:
+        raise Invalid(f"at most {moves.MOST} at a time", field="item")
+    with open_session(call) as s:
+        old = s.read(lambda tx: datasets.get_split(tx, s.user_id, source))
+        new = s.read(lambda tx: datasets.get_split(tx, s.user_id, to))
+        done = {"moved": moves.move(s.deps, ids, source=old, to=new)}
+    if call.as_json:
+        render.as_json(done)
+    else:
+        render.say(f"{done['moved']} items moved to {new.dataset_name}/{new.name}")
 
 
 @command(_items, "show")

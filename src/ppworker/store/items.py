@@ -84,6 +84,22 @@ def insert_memberships(tx: Tx, rows: Sequence[tuple[UUID, UUID, UUID]]) -> None:
     bulk.insert(tx, item_splits, ("split_id", "item_id", "version_id"), rows)
 
 
+_LEAVE = sa.text(
+    "DELETE FROM item_splits WHERE split_id = :split AND item_id = ANY(CAST(:items AS uuid[]))"
+)
+_RAISE = sa.text(
+    "UPDATE dataset_items SET version = version + 1, updated_at = clock_timestamp() "
+    "WHERE id = ANY(CAST(:items AS uuid[]))"
+)
+
+
+def remove_memberships(tx: Tx, split_id: UUID, item_ids: Sequence[UUID]) -> None:
+    """Take locked items out of a split; they must be in another one of its version."""
+    values = {"split": split_id, "items": bulk.uuids(item_ids)}
+    tx.execute(_LEAVE, values)
+    tx.execute(_RAISE, values)
+
+
 _LOCK_ITEMS = """
 SELECT id, content_sha256, text_sha256, width, height, page_count, duration_s, deleted_at,
   text_edited FROM dataset_items WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE """
@@ -205,7 +221,8 @@ def find_without_job(
     after: UUID | None,
     limit: int,
 ) -> list[Unprocessed]:
-    """Items of a split, by id behind ``after``, for which the post-processor has no job."""
+    """Items of a split, by id behind ``after``, for which the post-processor has no job and has
+    not answered: jobs are pruned, answers stay."""
     rows = tx.execute(
         sa.text(
             "SELECT i.id, i.extension, i.media_type, i.content_sha256 IS NOT NULL AS has_file, "
@@ -215,6 +232,8 @@ def find_without_job(
             "AND s.item_id > CAST(:after AS uuid) "
             "AND NOT EXISTS (SELECT 1 FROM post_processor_jobs j WHERE j.item_id = s.item_id "
             "AND j.version_id = :version AND j.post_processor_id = :processor) "
+            "AND NOT EXISTS (SELECT 1 FROM job_results r WHERE r.item_id = s.item_id "
+            "AND r.version_id = :version AND r.post_processor_id = :processor) "
             "ORDER BY s.item_id LIMIT :limit"
         ),
         {
@@ -231,13 +250,15 @@ def find_without_job(
 def without_job(
     tx: Tx, ids: Sequence[UUID], version_id: UUID, post_processor_id: UUID
 ) -> set[UUID]:
-    """Those of the items for which the post-processor has no job, and that are still in the
-    version; exact when they are locked."""
+    """Those of the items for which the post-processor has no job and has not answered, and that are
+    still in the version; exact when they are locked."""
     rows = tx.execute(
         sa.text(
             "SELECT w.id FROM unnest(CAST(:ids AS uuid[])) AS w(id) WHERE NOT EXISTS ("
             "SELECT 1 FROM post_processor_jobs j WHERE j.item_id = w.id "
-            "AND j.version_id = :version AND j.post_processor_id = :processor) AND EXISTS ("
+            "AND j.version_id = :version AND j.post_processor_id = :processor) AND NOT EXISTS ("
+            "SELECT 1 FROM job_results r WHERE r.item_id = w.id AND r.version_id = :version "
+            "AND r.post_processor_id = :processor) AND EXISTS ("
             "SELECT 1 FROM item_splits s WHERE s.item_id = w.id AND s.version_id = :version)"
         ),
         {"ids": bulk.uuids(ids), "version": version_id, "processor": post_processor_id},

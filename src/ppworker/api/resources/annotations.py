@@ -4,14 +4,14 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from ppworker.api.auth import Caller, KeyedRoute, Room
 from ppworker.api.errors import responses
 from ppworker.api.paging import HEADERS, PageCount, PageCursor, PageSize, position, tell
 from ppworker.api.paths import VersionPath, identity, missing
-from ppworker.api.wire import MOST_PAGE, Asked, Base, OptionalText, Text
+from ppworker.api.wire import MOST_PAGE, Asked, Base, Id, IdOrEmpty, OptionalText, Text
 from ppworker.domain.edit import Wanted, is_stale
 from ppworker.domain.geometry import MAX_PAGES
 from ppworker.errors import Invalid
@@ -25,12 +25,6 @@ router = APIRouter(
 )
 _WRITING = responses(400, 409, 413, 422)
 _LONGEST = 100_000
-
-_ID = {"type": "string", "format": "uuid"}
-Id = Annotated[str, WithJsonSchema(_ID)]
-"""An id in a body."""
-IdOrEmpty = Annotated[str, WithJsonSchema({"anyOf": [_ID, {"type": "string", "maxLength": 0}]})]
-"""The same where empty means that none is given."""
 
 _EXAMPLE: JsonDict = {
     "label_id": "0198c6b5-3c1e-7a51-9d0c-5b6f7e8d9a10",

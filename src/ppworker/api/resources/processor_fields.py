@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from ppworker.api.wire import Asked, Base, OptionalText, Text
+from ppworker.api.wire import Asked, Base, OptionalText, Text, Time
 from ppworker.errors import Invalid
 from ppworker.store.post_processors import Stored
 from ppworker.telemetry import redacted
@@ -112,6 +112,12 @@ class ProcessorAnswer(Base):
     timeout_s: float
     max_attempts: int
     on_failure: str
+    paused: bool = False
+    """Whether somebody paused it; `ppworker processors resume` lets it run."""
+    circuit_until: Time | None = None
+    """When it tries one job again, while its model fails; null when it does not."""
+    circuit_reason: str = ""
+    """Why its model failed last: unavailable, overloaded, timeout or auth."""
 
 
 _LISTS = ("file_types", "splits")
@@ -217,5 +223,8 @@ def shown(stored: Stored) -> ProcessorAnswer:
         model_version=processor.model_version,
         model_name=stored.model_name or processor.runner,
         model_kind=stored.model_kind or processor.model_type,
+        paused=stored.pauses.paused_by_operator,
+        circuit_until=stored.pauses.circuit_until,
+        circuit_reason=stored.pauses.circuit_reason,
         **extras,
     )

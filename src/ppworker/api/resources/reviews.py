@@ -8,11 +8,11 @@ from pydantic import ConfigDict, Field
 
 from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
-from ppworker.api.paths import DatasetPath, VersionPath, identity
+from ppworker.api.paths import DatasetPath, VersionPath, identities, identity
 from ppworker.api.resources import operations as operation_routes
-from ppworker.api.resources.annotations import AnnotationAnswer, Id, IdOrEmpty, described
+from ppworker.api.resources.annotations import AnnotationAnswer, described
 from ppworker.api.resources.operations import OperationAnswer
-from ppworker.api.wire import Answer, Asked
+from ppworker.api.wire import Answer, Asked, Id, IdOrEmpty
 from ppworker.domain.edit import Action, Source, Verdict
 from ppworker.domain.job import Status
 from ppworker.errors import Conflict, Invalid
@@ -124,7 +124,7 @@ def review_annotations(request: Request, deps: Room, version: VersionPath, body:
     if (body.ids is None) == (body.filter is None):
         raise Invalid("give either ids or a filter", field="ids")
     if body.ids is not None:
-        counts = reviews.review(deps, version.id, _ids(body.ids), body.action)
+        counts = reviews.review(deps, version.id, identities(body.ids, "ids"), body.action)
         return ReviewAnswer(
             action=body.action,
             changed=counts[Verdict.CHANGED],
@@ -170,16 +170,6 @@ def undo_post_processor(
     )
     operation = _follow(request, deps, dataset.user_id, id_)
     return operation_routes.shown(operation) if operation.is_over else _later(operation)
-
-
-def _ids(given: list[str]) -> list[UUID]:
-    found = []
-    for position, each in enumerate(given):
-        id_ = as_id(each)
-        if id_ is None:
-            raise Invalid(f"'{each}' is no id", field=f"ids[{position}]")
-        found.append(id_)
-    return found
 
 
 def _filter(deps: Deps, dataset_id: UUID, version_id: UUID, given: ReviewFilter) -> Suggestions:

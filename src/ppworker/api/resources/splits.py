@@ -7,9 +7,11 @@ from pydantic import ConfigDict, Field
 
 from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
-from ppworker.api.paths import LoneVersionPath, SplitPath, VersionPath, missing
+from ppworker.api.paths import LoneVersionPath, SplitPath, VersionPath, identities, missing
 from ppworker.api.resources.operations import OperationAnswer, begun
-from ppworker.api.wire import Asked, Base, Text
+from ppworker.api.wire import Answer, Asked, Base, Id, Text
+from ppworker.errors import Invalid
+from ppworker.pipeline.edits import moves
 from ppworker.pipeline.setup import catalogue
 from ppworker.pipeline.transfer import delete
 from ppworker.store import datasets
@@ -35,6 +37,30 @@ class SplitBody(Asked):
     name: str | None = None
     """Required of a new one."""
     description: Annotated[str | None, Field(max_length=catalogue.MAX_DESCRIPTION)] = None
+
+
+class Move(Asked):
+    """Items of a split, and the split of the same version that they go to."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "item_ids": ["0198c6b5-3c1e-7a51-9d0c-5b6f7e8d9a10"],
+                    "to": "0198c6b5-3c1e-7a51-9d0c-5b6f7e8d9a11",
+                }
+            ]
+        }
+    )
+
+    item_ids: Annotated[list[Id], Field(min_length=1, max_length=moves.MOST)]
+    to: Id
+
+
+class MoveAnswer(Answer):
+    """What a move did."""
+
+    moved: int
 
 
 def shown(split: Split) -> SplitAnswer:
@@ -80,6 +106,21 @@ def change_split(deps: Room, split: SplitPath, body: SplitBody) -> SplitAnswer:
     if found is None:
         raise missing("split", split.id)  # deleted in this very moment
     return shown(found)
+
+
+@router.post(_SPLITS + "/{split_id}/move_items", responses=responses(400, 413, 422))
+def move_items(deps: Room, split: SplitPath, body: Move) -> MoveAnswer:
+    """Move items of this split to another one of the version, with their annotations.
+
+    All of them or none, at most a thousand. No job is planned by it, and none ends.
+    """
+    ids = identities(body.item_ids, "item_ids")
+    with deps.db.look() as tx:
+        there = datasets.list_splits_of(tx, [split.version_id])
+    to = next((each for each in there if str(each.id) == body.to), None)
+    if to is None:
+        raise Invalid(f"the version has no split '{body.to}'", field="to")
+    return MoveAnswer(moved=moves.move(deps, ids, source=split, to=to))
 
 
 @router.delete(_SPLITS + "/{split_id}", status_code=202)
