@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Makes sure that Debian's redis-server, postgresql and prometheus (for its promtool) are installed,
-# for `make test-system`. Does nothing when they are there. Leaves no service running: the tests
-# start servers of their own, and of Prometheus only promtool is used.
+# Makes sure that Debian's redis-server, postgresql, pgbouncer and prometheus (for its promtool) are
+# installed, for `make test-system`. Does nothing when they are there. Leaves no service running:
+# the tests start servers of their own, and of Prometheus only promtool is used.
 set -euo pipefail
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
 compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || missing+=(postgresql)
+command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
 command -v promtool >/dev/null || missing+=(prometheus)
 if [ ${#missing[@]} -eq 0 ]; then
-  echo "debian-packages: redis-server, postgresql and promtool are there"
+  echo "debian-packages: redis-server, postgresql, pgbouncer and promtool are there"
   exit 0
 fi
 

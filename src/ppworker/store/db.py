@@ -4,15 +4,16 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from ppworker.errors import CommitUnknown, ConfigurationError, StoreRefused, StoreUnavailable
+from ppworker.errors import CommitUnknown, StoreRefused, StoreUnavailable
+from ppworker.store.connections import CONNECT, STEADY_PLANS, Keeper, Limits, Link, address
 
 T = TypeVar("T")
 Tx = Connection
@@ -26,7 +27,6 @@ def by_name(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
 
 _REPEAT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _REPEATS = 10
-_CONNECT_TIMEOUT_S = 5
 _POOL_TIMEOUT_S = 30
 
 
@@ -34,12 +34,13 @@ class Database:
     """A bounded pool of connections to one PostgreSQL.
 
     Args:
-        url: ``postgresql://`` or ``postgres://`` URL.
+        url: ``postgresql://`` or ``postgres://`` URL, of one host or several.
         connections: most connections of this process.
         name: shown as ``application_name`` in ``pg_stat_activity``.
         steady_plans: for workers, who send the same few statements all day: plan each once, and
             by its index however small the table was when it was planned. Planning anew costs more
             than running them, and a plan made for an empty table would scan a full one.
+        limits: what may take how long in a session; None for no limits.
         failed: told what was under way (connect, transaction or commit) and what went wrong
             (unavailable, unknown, deadlock or refused); must be quick and not raise.
         came_back: told when PostgreSQL answers again after it was away.
@@ -55,45 +56,43 @@ class Database:
         connections: int = 5,
         name: str = "ppworker",
         steady_plans: bool = False,
+        limits: Limits | None = None,
         failed: Callable[[str, str], None] = lambda _operation, _reason: None,
         came_back: Callable[[], None] = lambda: None,
     ) -> None:
         self._failed = failed
         self._came_back = came_back
         self._is_away = False
+        self._keeper = Keeper(STEADY_PLANS if steady_plans else {}, limits)
         self.engine = sa.create_engine(
-            _normalised(url),
+            address(url),
             # Errors are logged with their statements, and values may be hashes of passwords.
             hide_parameters=True,
             pool_size=connections,
             max_overflow=0,
             pool_timeout=_POOL_TIMEOUT_S,
             pool_use_lifo=True,
-            connect_args={
-                "application_name": name,
-                "connect_timeout": _CONNECT_TIMEOUT_S,
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 20_000,
-            },
+            connect_args={"application_name": name, **CONNECT},
         )
-
-        if steady_plans:
-            sa.event.listen(self.engine, "connect", _steady)
+        self._keeper.look_after(self.engine)
 
     @contextmanager
-    def begin(self) -> Iterator[Tx]:
+    def begin(self, *, limit_s: float | None = None) -> Iterator[Tx]:
         """One READ COMMITTED transaction; commits at the end, rolls back on any error.
+
+        Args:
+            limit_s: seconds that it may take; then the connection is cut.
 
         Raises:
             StoreUnavailable: no connection, or it was lost before COMMIT: nothing was written.
             CommitUnknown: the connection was lost during COMMIT.
             StoreRefused: a value or a constraint was violated.
         """
-        with self._connected() as connection:
+        with self._connected(limit_s) as connection:
             transaction = connection.begin()
             try:
+                if settings := self._keeper.settings_of(connection):
+                    connection.exec_driver_sql(settings)
                 yield connection
             except BaseException as error:
                 _roll_back(connection, transaction)
@@ -115,13 +114,13 @@ class Database:
                 raise named from error
 
     @contextmanager
-    def look(self) -> Iterator[Tx]:
+    def look(self, *, limit_s: float | None = None) -> Iterator[Tx]:
         """A connection to read with, each statement for itself: saves two of three round trips.
 
         Raises:
             StoreUnavailable: as ``begin``.
         """
-        with self._connected() as connection:
+        with self._connected(limit_s) as connection:
             try:
                 yield connection.execution_options(isolation_level="AUTOCOMMIT")
             except DBAPIError as error:
@@ -132,10 +131,10 @@ class Database:
                 raise named from error
 
     @contextmanager
-    def _connected(self) -> Iterator[Connection]:
+    def _connected(self, limit_s: float | None) -> Iterator[Connection]:
         try:
             connection = self.engine.connect()
-        except (DBAPIError, PoolTimeout) as error:
+        except (DBAPIError, PoolTimeout, InvalidRequestError) as error:
             away = StoreUnavailable(_reason(error))
             self._note("connect", away)
             raise away from error
@@ -143,7 +142,15 @@ class Database:
             self._is_away = False
             self._came_back()
         with connection:
-            yield connection
+            if limit_s is None:
+                yield connection
+                return
+            link = cast("Link", connection.connection.driver_connection)
+            link.until = time.monotonic() + limit_s
+            try:
+                yield connection
+            finally:
+                link.until = None
 
     def _note(self, operation: str, error: BaseException) -> None:
         """Tell of an error of PostgreSQL's; what callers raise inside is none of ours."""
@@ -158,21 +165,28 @@ class Database:
             return
         self._failed(operation, reason)
 
-    def transact(self, work: Callable[[Tx], T]) -> T:
+    def transact(self, work: Callable[[Tx], T], *, limit_s: float | None = None) -> T:
         """Run ``work`` in a transaction, again if PostgreSQL chose it as a deadlock's victim.
+
+        ``limit_s`` limits each try, as in ``begin``.
 
         Raises:
             StoreUnavailable: as ``begin``, and after ten deadlocks in a row.
         """
         for repeat in range(_REPEATS):
             try:
-                with self.begin() as tx:
+                with self.begin(limit_s=limit_s) as tx:
                     return work(tx)
             except DBAPIError as error:
                 if not isinstance(error.orig, _REPEAT):
                     raise
                 time.sleep(random.uniform(0, 0.02 * (repeat + 1)))  # noqa: S311  only spreads
         raise StoreUnavailable("ten deadlocks in a row")
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether connections go to a pooler such as PgBouncer; False before the first one."""
+        return self._keeper.is_pooled
 
     @property
     def in_use(self) -> int:
@@ -183,34 +197,6 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
-
-
-def _steady(connection: psycopg.Connection[object], _record: object) -> None:
-    connection.autocommit = True
-    connection.execute(
-        "SELECT set_config(name, value, false) FROM (VALUES ('plan_cache_mode', "
-        "'force_generic_plan'), ('enable_seqscan', 'off'), ('jit', 'off')) AS s(name, value)"
-    )
-    connection.autocommit = False
-
-
-def _normalised(url: str) -> sa.URL:
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):  # the latter for a port that is no number
-        raise _not_a_url() from None
-    if "@" in (parsed.host or ""):  # part of a password, which the driver's errors would repeat
-        raise _not_a_url()
-    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
-        raise ConfigurationError("PPWORKER_DATABASE_URL: must begin with postgresql://")
-    return parsed.set(drivername="postgresql+psycopg")
-
-
-def _not_a_url() -> ConfigurationError:
-    return ConfigurationError(
-        "PPWORKER_DATABASE_URL: not a URL like postgresql://user@host/name; "
-        "in a password write @ as %40, : as %3A and / as %2F"
-    )
 
 
 def _roll_back(connection: Connection, transaction: sa.RootTransaction) -> None:

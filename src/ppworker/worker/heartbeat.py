@@ -1,20 +1,34 @@
-"""Keeps this process's leases alive: one statement a beat, whatever their number."""
+"""Keeps this process's leases alive: one statement a beat, whatever their number.
+
+A lease that could not be renewed is in doubt by this process's own monotonic clock before the
+server's clock ends it. Nothing new is begun under it until the server has confirmed it.
+"""
 
 import logging
 import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from uuid import UUID
 
 from ppworker.errors import StoreUnavailable
-from ppworker.store.jobs import ClaimedJob
+from ppworker.store.claims import ClaimedJob
 
 log = logging.getLogger(__name__)
 
 BEATS_PER_LEASE = 3
 """Renewals within the life of a lease, so that one or two may fail."""
+_SURE = 0.9
+"""Share of its life for which a lease is sure: the rest is for the way to the server and clocks
+that do not run quite alike."""
+
+
+def beat_limit_s(lease_s: float) -> float:
+    """Seconds that each of the two statements of a beat may take before the link is cut, so that
+    a silent server costs a beat and not the thread."""
+    return max(1.0, lease_s / 4)
 
 
 class Heartbeat:
@@ -26,6 +40,7 @@ class Heartbeat:
         lease_s: life of a lease in seconds.
         turned: told after each beat whether it succeeded.
         lost: told the post-processor's name for each lease that was found to be lost.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -36,15 +51,19 @@ class Heartbeat:
         lease_s: float,
         turned: Callable[[bool], None] = lambda _: None,
         lost: Callable[[Sequence[str]], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._extend = extend
         self._beat_seen = beat_seen
         self._period_s = lease_s / BEATS_PER_LEASE
+        self._sure_s = lease_s * _SURE
         self._turned = turned
         self._lost = lost
         self._lock = threading.Lock()
         self._held: dict[UUID, tuple[UUID, UUID, int]] = {}
         self._names: dict[UUID, str] = {}
+        self._renewed_at: dict[UUID, float] = {}
         self._ended = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -57,27 +76,42 @@ class Heartbeat:
         """Beat now instead of at the next turn."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End the thread; waits for a beat in flight."""
+    def stop(self, *, wait_s: float = 5.0) -> None:
+        """End the thread; waits up to ``wait_s`` seconds for a beat in flight."""
         self._ended.set()
         self._wake.set()
-        self._thread.join(timeout=5)
+        self._thread.join(wait_s)
 
     @contextmanager
     def holding(
-        self, post_processor_id: UUID, jobs: Sequence[ClaimedJob], *, name: str = ""
+        self,
+        post_processor_id: UUID,
+        jobs: Sequence[ClaimedJob],
+        *,
+        name: str = "",
+        since: float | None = None,
     ) -> Iterator[None]:
-        """Keep the leases of a batch alive while it runs; ``name`` is the post-processor's."""
+        """Keep the leases of a batch alive while it runs.
+
+        Args:
+            post_processor_id: whose jobs they are.
+            jobs: the batch.
+            name: of the post-processor.
+            since: when the claim was sent, by the clock; now when it is not known.
+        """
         with self._lock:
+            since = self._clock() if since is None else since
             self._names[post_processor_id] = name
             for job in jobs:
                 self._held[job.id] = (post_processor_id, job.item_id, job.lease_token)
+                self._renewed_at[job.id] = since
         try:
             yield
         finally:
             with self._lock:
                 for job in jobs:
                     self._held.pop(job.id, None)
+                    self._renewed_at.pop(job.id, None)
 
     def held(self) -> dict[UUID, tuple[UUID, UUID, int]]:
         """Leases held now: job to (post-processor, item, token)."""
@@ -89,26 +123,47 @@ class Heartbeat:
         with self._lock:
             return Counter(self._names[id_] for id_, _, _ in self._held.values())
 
+    def in_doubt(self) -> set[UUID]:
+        """Leases that the server may have ended, by this process's own clock."""
+        before = self._clock() - self._sure_s
+        with self._lock:
+            return {id_ for id_, at in self._renewed_at.items() if at < before}
+
+    def confirmed(self, job_ids: Collection[UUID]) -> set[UUID]:
+        """Of these leases those that are still ours; where one is in doubt, the server is asked.
+
+        Raises:
+            StoreUnavailable: it cannot be asked.
+        """
+        if not self.in_doubt().isdisjoint(job_ids):
+            self._renew(self.held())
+        with self._lock:
+            return {id_ for id_ in job_ids if id_ in self._held}
+
     def beat(self) -> None:
-        """Renew every lease once and forget those that are lost."""
-        held = self.held()
+        """Renew every lease once, forget those that are lost, and be seen."""
+        self._renew(self.held())
         self._beat_seen()
+
+    def _renew(self, held: Mapping[UUID, tuple[UUID, UUID, int]]) -> None:
         if not held:
             return
+        at = self._clock()  # before it is sent: by the server's clock it ends later
         lost = self._extend({id_: token for id_, (_, _, token) in held.items()})
-        if lost:
-            with self._lock:
-                # Only the lease that was asked about: its batch may have ended meanwhile, and the
-                # job may have been claimed anew here.
-                gone = [id_ for id_ in lost if self._held.get(id_) == held[id_]]
-                for id_ in gone:
-                    del self._held[id_]
-            if gone:
-                log.warning("%d leases are lost; their answers will be refused", len(gone))
-                self._lost([self._names[held[id_][0]] for id_ in gone])
+        with self._lock:
+            # Only the lease that was asked about: its batch may have ended meanwhile, and the
+            # job may have been claimed anew here.
+            asked = [id_ for id_, lease in held.items() if self._held.get(id_) == lease]
+            gone = [id_ for id_ in asked if id_ in lost]
+            self._renewed_at.update(dict.fromkeys(asked, at))
+            for id_ in gone:
+                del self._held[id_], self._renewed_at[id_]
+        if gone:
+            log.warning("%d leases are lost; their answers will be refused", len(gone))
+            self._lost([self._names[held[id_][0]] for id_ in gone])
 
     def _run(self) -> None:
-        failures = 0
+        failures, doubted = 0, 0
         while True:
             self._wake.wait(self._period_s * random.uniform(0.8, 1.0))  # noqa: S311
             self._wake.clear()
@@ -126,4 +181,7 @@ class Heartbeat:
                 log.exception("leases were not renewed")
             else:
                 failures = 0
+            if (in_doubt := len(self.in_doubt())) > doubted:
+                log.warning("%d leases are in doubt; no model is asked under them", in_doubt)
+            doubted = in_doubt
             self._turned(is_renewed)
