@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+KEPT = Path(__file__).parents[3] / "benchmarks" / "results" / "promises"
+"""Where results are kept in a checkout."""
+
 
 def current_commit() -> str:
     """Short hash of the checkout's commit, ``+`` behind it when files differ; ``unknown`` outside
@@ -71,6 +74,11 @@ class Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
         return path
+
+
+def has_result(folder: Path, name: str) -> bool:
+    """Whether a result of this very commit is kept, met or not."""
+    return (folder / name / f"{current_commit()}.json").exists()
 
 
 def read_all(folder: Path) -> list[Result]:
