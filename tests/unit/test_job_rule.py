@@ -10,6 +10,7 @@ from ppworker.domain.job import (
     EDGES,
     MAX_CRASHES,
     MAX_SNOOZE_S,
+    MAX_SNOOZES,
     TERMINAL,
     Attempt,
     Outcome,
@@ -129,3 +130,38 @@ def test_an_expired_lease_keeps_its_attempt_counted():
     outcome = Outcome(kind="lease_expired")
     transition = decide(Attempt(attempts=1, max_attempts=3), outcome, jitter=0)
     assert (transition.to, transition.cause, transition.attempts) == (Status.PENDING, "rescued", 1)
+
+
+def test_a_wait_that_the_model_asks_for_costs_no_attempt_until_it_asked_for_very_many():
+    asked = Outcome(kind="error", code="overloaded", retryable=True, retry_after_s=7.0)
+    early = decide(Attempt(attempts=3, max_attempts=3), asked, jitter=0)
+    assert (early.to, early.cause, early.attempts, early.snoozes) == (
+        Status.PENDING, "snoozed", 2, 1,
+    )  # fmt: skip
+    late = decide(Attempt(attempts=2, max_attempts=3, snoozes=MAX_SNOOZES), asked, jitter=0)
+    assert (late.to, late.cause, late.attempts, late.delay_s) == (
+        Status.PENDING, "transient_error", 2, 7.0,
+    )  # fmt: skip
+    last = decide(Attempt(attempts=3, max_attempts=3, snoozes=MAX_SNOOZES), asked, jitter=0)
+    assert (last.to, last.cause, last.reason) == (Status.FAILED, "exhausted", "overloaded")
+
+
+@given(attempts)
+def test_a_model_that_asks_for_ever_ends_the_job(attempt):
+    asked = Outcome(kind="error", code="overloaded", retryable=True, retry_after_s=1.0)
+    attempt.snoozes = MAX_SNOOZES - 2
+    attempt.attempts, attempt.rerun_requested, attempt.input_changed = 1, False, False
+    transition = decide(attempt, asked, jitter=0)
+    for _ in range(1 + attempt.max_attempts):
+        attempt.attempts, attempt.snoozes = transition.attempts + 1, transition.snoozes
+        transition = decide(attempt, asked, jitter=0)
+    assert transition.to is Status.FAILED
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_probe_that_the_model_failed_costs_no_attempt_and_no_wait(retryable):
+    failed = Outcome(kind="error", code="auth", retryable=retryable, is_free=True)
+    found = decide(Attempt(attempts=3, max_attempts=3, snoozes=5), failed, jitter=0)
+    assert (found.to, found.cause, found.attempts, found.snoozes) == (
+        Status.PENDING, "snoozed", 2, 5,
+    )  # fmt: skip

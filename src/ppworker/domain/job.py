@@ -1,10 +1,11 @@
 """Decides what becomes of a job: its states, its legal edges, and the rule for each outcome."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
 from ppworker.domain import retry
+from ppworker.domain.suspects import Blame, blame
 
 
 class Status(StrEnum):
@@ -28,6 +29,7 @@ EDGES: dict[tuple[Status | None, Status], tuple[str, ...]] = {
         "snoozed",
         "released",
         "rescued",
+        "suspected",
         "input_changed",
     ),
     (Status.PROCESSING, Status.FAILED): ("exhausted", "permanent_error", "crashed", "cancelled"),
@@ -50,8 +52,21 @@ MAX_CRASHES = 3
 MAX_SNOOZE_S = 3600.0
 """Longest wait that a model's Retry-After is granted, in seconds."""
 
+MAX_SNOOZES = 1000
+"""Waits that a model may ask a job for; each beyond it costs an attempt, so that none is asked for
+ever."""
+
+LEASE_EXPIRED = "lease_expired"
+"""Reason of a job whose worker died, or lost the database."""
+
+DEADLINE = "deadline"
+"""Reason of a job that was held for longer than its model may take."""
+
 NO_INPUT = "no_input"
 """Reason of a text job that found no text on its item; revived with its predecessor."""
+
+INVALID = "invalid"
+"""Reason of a job whose row cannot be worked on, whoever wrote it."""
 
 ITEM_DELETED = "item_deleted"
 """Reason of a job whose item was deleted while the model ran."""
@@ -68,10 +83,17 @@ class Attempt:
     """Attempts started, this one among them."""
     max_attempts: int
     crash_count: int = 0
+    snoozes: int = 0
+    """Waits that the model asked it for."""
     rerun_requested: bool = False
     """Somebody planned onto the live job: its input is not what the model saw."""
     input_changed: bool = False
     """The item's input revision differs from the one recorded at the claim."""
+    in_model: int = 0
+    """Jobs of its batch that were in a model of the worker's own process when that died or hung,
+    itself among them; 0 where it was in none."""
+    is_suspect: bool = False
+    """Whether it ran with its group alone, because a worker died with it before."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,11 +109,14 @@ class Outcome:
     message: str = ""
     retryable: bool = False
     retry_after_s: float | None = None
+    is_free: bool = False
+    """Whether the attempt does not count: it tried out a model that had failed."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Transition:
-    """What to do about an outcome; SQL adds ``delay_s`` to the database's clock."""
+    """What to do about an outcome. SQL adds ``delay_s`` to the database's clock; a job that goes
+    back to pending without a delay keeps its place in the queue."""
 
     to: Status
     cause: str
@@ -103,8 +128,11 @@ class Transition:
     attempts: int = 0
     """Value to store: refunds and fresh budgets are already worked in."""
     crash_count: int = 0
+    snoozes: int = 0
     keep_result: bool = False
     """Whether the answer is written together with this edge."""
+    is_suspect: bool = False
+    """Whether it must not run beside others before it has answered."""
 
 
 def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
@@ -123,6 +151,7 @@ def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
             cause="finished",
             attempts=attempt.attempts,
             crash_count=attempt.crash_count,
+            snoozes=attempt.snoozes,
             keep_result=True,
         )
     if outcome.kind == "released":
@@ -132,30 +161,86 @@ def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
             reason="released",
             attempts=max(attempt.attempts - 1, 0),
             crash_count=attempt.crash_count,
+            snoozes=attempt.snoozes,
+            is_suspect=attempt.is_suspect,
         )
     if outcome.kind == "lease_expired":
-        return _again(attempt, outcome, cause="rescued", jitter=jitter)
+        found = blame(in_model=attempt.in_model, is_suspect=attempt.is_suspect)
+        if found != "none":
+            return _died(attempt, outcome, found, jitter=jitter)
+        transition = _again(attempt, outcome, cause="rescued", jitter=jitter)
+        if outcome.code == LEASE_EXPIRED:  # its worker's end, not its own: it waited long enough
+            transition = replace(transition, delay_s=0.0)
+        return replace(transition, is_suspect=attempt.is_suspect)
     return _after_error(attempt, outcome, jitter=jitter)
+
+
+def _died(attempt: Attempt, outcome: Outcome, found: Blame, *, jitter: float) -> Transition:
+    """After the death, or the hang, of the worker in whose model the job was.
+
+    Only a job that did it alone is failed for it. One that was among others keeps an attempt to
+    prove itself in.
+    """
+    attempts = attempt.attempts
+    if found == "alone":
+        crashes = attempt.crash_count + 1
+        what = "its worker died" if outcome.code == LEASE_EXPIRED else "its model hung"
+        alone = replace(outcome, message=f"{what} with it alone in the model, {crashes} x")
+        if crashes >= MAX_CRASHES or attempts >= attempt.max_attempts:
+            reason = "crash" if outcome.code == LEASE_EXPIRED else outcome.code
+            alone = replace(alone, code=reason)
+            return _fail(attempt, alone, cause="crashed", crashes=crashes)
+        attempt, outcome = replace(attempt, crash_count=crashes), alone
+    elif found == "refunded":
+        attempts -= 1
+    attempts = max(0, min(attempts, attempt.max_attempts - 1))
+    return Transition(
+        to=Status.PENDING,
+        cause="suspected" if attempts < attempt.attempts else "rescued",
+        reason=outcome.code,
+        error=outcome.message,
+        delay_s=retry.backoff_s(attempts, jitter=jitter),
+        attempts=attempts,
+        crash_count=attempt.crash_count,
+        snoozes=attempt.snoozes,
+        is_suspect=True,
+    )
 
 
 def _after_error(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
     if outcome.retry_after_s is not None:
         return _snooze(attempt, outcome, outcome.retry_after_s)
+    if outcome.is_free:
+        delay_s = retry.backoff_s(attempt.attempts, jitter=jitter)
+        return _wait(attempt, outcome, delay_s, snoozes=attempt.snoozes)
     if not outcome.retryable:
         return _fail(attempt, outcome, cause="permanent_error", crashes=attempt.crash_count)
     return _again(attempt, outcome, cause="transient_error", jitter=jitter)
 
 
 def _snooze(attempt: Attempt, outcome: Outcome, retry_after_s: float) -> Transition:
+    # In this order of arguments, a wait that is no number becomes 0.
+    delay_s = min(max(0.0, retry_after_s), MAX_SNOOZE_S)
+    snoozes = attempt.snoozes + 1
+    if snoozes <= MAX_SNOOZES:
+        return _wait(attempt, outcome, delay_s, snoozes=snoozes)
+    if attempt.attempts >= attempt.max_attempts:
+        return _fail(attempt, outcome, cause="exhausted", crashes=attempt.crash_count)
+    transition = _wait(attempt, outcome, delay_s, snoozes=attempt.snoozes)
+    return replace(transition, cause="transient_error", attempts=attempt.attempts)
+
+
+def _wait(attempt: Attempt, outcome: Outcome, delay_s: float, *, snoozes: int) -> Transition:
+    """Back to pending with the attempt refunded."""
     return Transition(
         to=Status.PENDING,
         cause="snoozed",
         reason=outcome.code or "snoozed",
         error=outcome.message,
-        # In this order of arguments, a wait that is no number becomes 0.
-        delay_s=min(max(0.0, retry_after_s), MAX_SNOOZE_S),
+        delay_s=delay_s,
         attempts=max(attempt.attempts - 1, 0),
         crash_count=attempt.crash_count,
+        snoozes=snoozes,
     )
 
 
@@ -173,6 +258,8 @@ def _again(attempt: Attempt, outcome: Outcome, *, cause: str, jitter: float) -> 
         delay_s=retry.backoff_s(attempt.attempts, jitter=jitter),
         attempts=attempt.attempts,
         crash_count=crashes,
+        snoozes=attempt.snoozes,
+        is_suspect=outcome.code == "crash",  # by itself it costs one death, among others many
     )
 
 
@@ -184,4 +271,5 @@ def _fail(attempt: Attempt, outcome: Outcome, *, cause: str, crashes: int) -> Tr
         error=outcome.message,
         attempts=attempt.attempts,
         crash_count=crashes,
+        snoozes=attempt.snoozes,
     )

@@ -6,8 +6,7 @@ token; only the database's clock decides.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -17,8 +16,8 @@ from ppworker.store import bulk
 from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import post_processor_jobs
 
-Bound = tuple[int, datetime, UUID]
-"""Priority, run_at and id of the last job claimed: where the next claim may begin."""
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,37 +35,6 @@ class NewJob:
     priority: int = 0
 
 
-class ClaimedJob(NamedTuple):
-    """A job this worker may run until its lease ends, with what it needs to know of its item.
-
-    A tuple in the order of the claim's columns: hundreds are made at a time, and a data class costs
-    five times as much.
-    """
-
-    id: UUID
-    item_id: UUID
-    version_id: UUID
-    user_id: UUID
-    attempts: int
-    max_attempts: int
-    lease_token: int
-    crash_count: int
-    input_revision: str
-    priority: int
-    run_at: datetime
-    waited_s: float
-    item_name: str
-    media_type: str
-    content_sha256: str | None
-    has_text: bool
-    width: int | None
-    height: int | None
-    page_count: int | None
-    duration_s: float | None
-    multi_label: bool
-    """Whether the item's dataset takes several class labels per item."""
-
-
 class HeldJob(NamedTuple):
     """A processing job read under its lock, by whoever wants to move it.
 
@@ -81,6 +49,8 @@ class HeldJob(NamedTuple):
     max_attempts: int
     lease_token: int
     crash_count: int
+    snoozes: int
+    """Waits that its model asked it for."""
     rerun_requested: bool
     input_revision: str
     ran_s: float
@@ -88,9 +58,15 @@ class HeldJob(NamedTuple):
     """Time since it was planned."""
     lease_expired: bool
     """Whether its lease was over when it was locked; of rescue candidates the others hung."""
-    version_deleted: bool
+    version_deleted: bool | None
+    """None where there is no such version, which only a row written by hand can say."""
     settings: str | None
     """``PostProcessor.revision`` of today, if it was asked for."""
+    batch_id: UUID
+    suspect_group: UUID | None
+    in_model: int
+    """Jobs that were in a model of its worker's own process together, itself among them; 0 where
+    it was in none. Asked for rescue only."""
 
 
 class Move(NamedTuple):
@@ -100,6 +76,15 @@ class Move(NamedTuple):
     transition: Transition
     dropped: str | None = None
     """JSON object of drops by reason."""
+    new_group: UUID | None = None
+    """The suspects with whom it runs next, where that is decided anew."""
+
+    @property
+    def suspect_group(self) -> UUID | None:
+        """With whom the job runs next, None for whoever is due. One alone is its own group."""
+        if not self.transition.is_suspect:
+            return None
+        return self.new_group or self.job.suspect_group or self.job.id
 
 
 _COLUMNS = (
@@ -128,118 +113,6 @@ def insert_jobs(tx: Tx, jobs: Sequence[NewJob]) -> int:
         after="ON CONFLICT (item_id, version_id, post_processor_id) "
         "WHERE status IN ('pending','processing') DO NOTHING",
     )
-
-
-def lock_cap(tx: Tx, post_processor_id: UUID) -> None:
-    """Wait for the right to count this post-processor's leases; held until the transaction ends.
-
-    A statement of its own: counting in the same one would use a snapshot older than the lock.
-    """
-    tx.execute(sa.text("SET LOCAL lock_timeout = '2s'"))
-    tx.execute(
-        sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),
-        {"key": f"ppworker.cap.{post_processor_id}"},
-    )
-
-
-def find_batch(tx: Tx, post_processor_id: UUID, batch_id: UUID) -> dict[UUID, tuple[UUID, int]]:
-    """Processing jobs of one batch: job to (item, token)."""
-    rows = tx.execute(
-        sa.text(
-            "SELECT id, item_id, lease_token FROM post_processor_jobs WHERE post_processor_id = "
-            ":processor AND status = 'processing' AND batch_id = :batch"
-        ),
-        {"processor": post_processor_id, "batch": batch_id},
-    )
-    return {row.id: (row.item_id, row.lease_token) for row in rows}
-
-
-def count_batches(tx: Tx, post_processor_id: UUID) -> int:
-    """Batches in flight for a post-processor, expired ones included until they are rescued."""
-    return int(
-        tx.execute(
-            sa.text(
-                "SELECT count(DISTINCT batch_id) FROM post_processor_jobs "
-                "WHERE post_processor_id = :id AND status = 'processing'"
-            ),
-            {"id": post_processor_id},
-        ).scalar_one()
-    )
-
-
-_CLAIM = """
-WITH picked AS MATERIALIZED (
-  SELECT j.id FROM post_processor_jobs j
-  WHERE j.post_processor_id = :processor AND j.status = 'pending' AND j.ready
-    AND j.run_at <= now() {bound}
-    AND EXISTS (SELECT 1 FROM post_processors p
-      WHERE p.id = :processor AND p.enabled AND NOT p.paused_by_operator
-        AND p.deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM post_processor_circuits c
-          WHERE c.post_processor_id = p.id AND c.open_until > now()))
-    AND (SELECT v.deleted_at IS NULL FROM dataset_versions v WHERE v.id = j.version_id)
-  ORDER BY j.priority, j.run_at, j.id
-  LIMIT :n FOR UPDATE OF j SKIP LOCKED)
-UPDATE post_processor_jobs j SET
-  status = 'processing', attempts = j.attempts + 1, lease_token = j.lease_token + 1,
-  lease_owner = :worker, batch_id = :batch,
-  lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s),
-  deadline_at = clock_timestamp() + make_interval(secs => :deadline_s),
-  started_at = clock_timestamp(), input_revision = coalesce(CASE :reads
-    WHEN 'text' THEN i.text_sha256 WHEN 'file' THEN i.content_sha256
-    ELSE coalesce(i.content_sha256, i.text_sha256) END, '')
-FROM picked JOIN post_processor_jobs o ON o.id = picked.id
-  JOIN dataset_items i ON i.id = o.item_id
-  JOIN datasets d ON d.id = i.dataset_id
-WHERE j.id = picked.id
-RETURNING j.id, j.item_id, j.version_id, j.user_id, j.attempts, j.max_attempts, j.lease_token,
-  j.crash_count, j.input_revision, j.priority, j.run_at,
-  extract(epoch FROM j.started_at - j.run_at)::float8 AS waited_s,
-  i.name AS item_name, i.media_type, i.content_sha256, i.text IS NOT NULL AS has_text,
-  i.width, i.height, i.page_count, i.duration_s, d.multi_label
-"""
-CLAIM = sa.text(_CLAIM.format(bound=""))
-CLAIM_BEHIND = sa.text(
-    _CLAIM.format(bound="AND (j.priority, j.run_at, j.id) > (:priority, :run_at, :id)")
-)
-
-
-def claim(
-    tx: Tx,
-    post_processor_id: UUID,
-    *,
-    reads: str,
-    worker_id: UUID,
-    batch_id: UUID,
-    limit: int,
-    lease_s: float,
-    deadline_s: float,
-    behind: Bound | None = None,
-) -> list[ClaimedJob]:
-    """Lease up to ``limit`` due jobs: attempts and token grow by one, in their due order.
-
-    Args:
-        reads: what the runner reads, decides the recorded input revision.
-        lease_s: seconds until the jobs may be rescued without a heartbeat.
-        deadline_s: seconds until they may be rescued in spite of heartbeats.
-        behind: start behind this job; keeps claims flat while an old snapshot holds dead
-            index entries. An empty answer then proves nothing: ask again without it.
-    """
-    parameters: dict[str, Any] = {
-        "processor": post_processor_id,
-        "reads": reads,
-        "worker": worker_id,
-        "batch": batch_id,
-        "n": limit,
-        "lease_s": lease_s,
-        "deadline_s": deadline_s,
-    }
-    statement = CLAIM
-    if behind is not None:
-        statement = CLAIM_BEHIND
-        parameters |= {"priority": behind[0], "run_at": behind[1], "id": behind[2]}
-    rows = tx.execute(statement, parameters).all()
-    claimed = [ClaimedJob._make(row) for row in rows]
-    return sorted(claimed, key=lambda job: (job.priority, job.run_at, job.id))
 
 
 _EXTEND = sa.text("""
@@ -273,16 +146,18 @@ def _held_arrays(held: Mapping[UUID, int]) -> dict[str, Any]:
 
 
 _HELD = """SELECT j.id, j.item_id, j.version_id, j.post_processor_id, j.attempts, j.max_attempts,
-  j.lease_token, j.crash_count, j.rerun_requested, coalesce(j.input_revision, '') AS input_revision,
+  j.lease_token, j.crash_count, j.snooze_count AS snoozes, j.rerun_requested,
+  coalesce(j.input_revision, '') AS input_revision,
   coalesce(extract(epoch FROM clock_timestamp() - j.started_at), 0)::float8 AS ran_s,
   extract(epoch FROM clock_timestamp() - j.created_at)::float8 AS age_s,
   j.lease_expires_at < clock_timestamp() AS lease_expired,
   (SELECT v.deleted_at IS NOT NULL FROM dataset_versions v WHERE v.id = j.version_id) AS gone,
-  (SELECT CAST(p.xmin AS text) FROM post_processors p WHERE p.id = :settings_of) AS settings
+  (SELECT CAST(p.xmin AS text) FROM post_processors p WHERE p.id = :settings_of) AS settings,
+  j.batch_id, j.suspect_group, {in_model} AS in_model
 FROM post_processor_jobs j """
 
 _LOCK_LEASED = sa.text(
-    _HELD
+    _HELD.format(in_model="0")
     + """JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[])) AS w(id, token)
   ON j.id = w.id AND j.lease_token = w.token
 WHERE j.status = 'processing' ORDER BY j.id FOR UPDATE OF j"""
@@ -324,7 +199,7 @@ def finished_by(tx: Tx, held: Mapping[UUID, int], worker_id: UUID) -> dict[UUID,
             "FROM job_attempts a JOIN post_processor_jobs j ON j.id = a.job_id "
             "JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[])) AS w(id, token) "
             "ON a.job_id = w.id AND a.lease_token = w.token "
-            "WHERE a.worker_id = :worker AND a.cause NOT IN ('rescued', 'cancelled')"
+            "WHERE a.worker_id = :worker AND a.cause NOT IN ('rescued', 'suspected', 'cancelled')"
         ),
         {**_held_arrays(held), "worker": worker_id},
     )
@@ -335,9 +210,13 @@ _MOVE = sa.text("""
 WITH m AS (
   SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[]), CAST(:statuses AS text[]),
     CAST(:delays AS float8[]), CAST(:attempts AS int[]), CAST(:crashes AS int[]),
+    CAST(:snoozes AS int[]),
     CAST(:reasons AS text[]), CAST(:errors AS text[]), CAST(:causes AS text[]),
-    CAST(:drops AS text[]))
-  AS m(id, token, status, delay_s, attempts, crashes, reason, error, cause, dropped)),
+    CAST(:drops AS text[]), CAST(:groups AS uuid[]))
+  AS m(id, token, status, delay_s, attempts, crashes, snoozes, reason, error, cause,
+    dropped, suspect_group)),
+outside AS (
+  DELETE FROM model_entries WHERE batch_id = ANY(CAST(:left AS uuid[]))),
 history AS (
   INSERT INTO job_attempts
     (job_id, lease_token, attempt, worker_id, started_at, ended_at, cause, reason, error)
@@ -346,22 +225,30 @@ history AS (
   FROM m JOIN post_processor_jobs j ON j.id = m.id
   WHERE j.lease_token = m.token AND j.status = 'processing')
 UPDATE post_processor_jobs j SET
-  status = m.status, attempts = m.attempts, crash_count = m.crashes, reason = m.reason,
+  status = m.status, attempts = m.attempts, crash_count = m.crashes,
+  snooze_count = m.snoozes, reason = m.reason,
   error = m.error, dropped = coalesce(CAST(m.dropped AS jsonb), j.dropped),
   lease_owner = NULL, lease_expires_at = NULL, batch_id = NULL, deadline_at = NULL,
-  rerun_requested = false,
-  run_at = CASE WHEN m.status = 'pending'
+  rerun_requested = false, suspect_group = m.suspect_group,
+  run_at = CASE WHEN m.status = 'pending' AND m.delay_s > 0
     THEN clock_timestamp() + make_interval(secs => m.delay_s) ELSE j.run_at END,
   completed_at = CASE WHEN m.status IN ('completed', 'failed') THEN clock_timestamp() END
 FROM m WHERE j.id = m.id AND j.lease_token = m.token AND j.status = 'processing'
 """)
 
 
-def move(tx: Tx, moves: Sequence[Move]) -> int:
+def move(tx: Tx, moves: Sequence[Move], *, have_left: bool = True) -> int:
     """Take processing jobs along their decided edges and append their attempts to the history.
 
     Guarded by id, token and status although the caller holds the locks. Returns rows moved.
+
+    Args:
+        tx: the transaction.
+        moves: at most one of each job.
+        have_left: whether their batches are out of the model, so that nobody is suspected of what
+            happens from now on.
     """
+    left = {m.job.batch_id for m in moves} if have_left else set[UUID]()
     return tx.execute(
         _MOVE,
         {
@@ -371,10 +258,13 @@ def move(tx: Tx, moves: Sequence[Move]) -> int:
             "delays": bulk.numbers(m.transition.delay_s for m in moves),
             "attempts": bulk.numbers(m.transition.attempts for m in moves),
             "crashes": bulk.numbers(m.transition.crash_count for m in moves),
+            "snoozes": bulk.numbers(m.transition.snoozes for m in moves),
             "reasons": bulk.texts(m.transition.reason for m in moves),
             "errors": bulk.texts(m.transition.error for m in moves),
             "causes": bulk.texts(m.transition.cause for m in moves),
             "drops": bulk.texts(m.dropped for m in moves),
+            "groups": bulk.uuids(m.suspect_group for m in moves),
+            "left": bulk.uuids(left),
         },
     ).rowcount
 
@@ -458,7 +348,9 @@ def find_expired(tx: Tx, *, limit: int) -> list[tuple[UUID, UUID]]:
 
 
 _LOCK_EXPIRED = sa.text(
-    _HELD
+    _HELD.format(  # noqa: S608  constants of this module
+        in_model="coalesce((SELECT e.jobs FROM model_entries e WHERE e.batch_id = j.batch_id), 0)"
+    )
     + """WHERE j.id = ANY(:ids) AND j.status = 'processing'
   AND (j.lease_expires_at < clock_timestamp() OR j.deadline_at < clock_timestamp())
 ORDER BY j.id FOR UPDATE OF j SKIP LOCKED"""
@@ -478,11 +370,10 @@ SELECT p.id,
      WHERE j.post_processor_id = p.id AND j.status = 'pending' AND j.ready
        AND j.priority = v.priority
      ORDER BY j.run_at LIMIT 1) first) AS first_run_at,
-  clock_timestamp() AS now
+  c.open_until, clock_timestamp() AS now
 FROM post_processors p
+LEFT JOIN post_processor_circuits c ON c.post_processor_id = p.id AND c.open_until > now()
 WHERE p.enabled AND NOT p.paused_by_operator AND p.deleted_at IS NULL
-  AND NOT EXISTS (SELECT 1 FROM post_processor_circuits c
-    WHERE c.post_processor_id = p.id AND c.open_until > now())
 """)
 
 
@@ -494,10 +385,11 @@ def find_due(tx: Tx) -> tuple[list[UUID], float | None]:
     for row in tx.execute(DUE):
         if row.first_run_at is None:
             continue
-        if row.first_run_at <= row.now:
+        due_at = max(row.first_run_at, row.open_until or row.first_run_at)
+        if due_at <= row.now:
             due.append((row.first_run_at, row.id))
         else:
-            ahead = (row.first_run_at - row.now).total_seconds()
+            ahead = (due_at - row.now).total_seconds()
             wait = ahead if wait is None else min(wait, ahead)
     return [id_ for _, id_ in sorted(due)], wait
 

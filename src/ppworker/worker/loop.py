@@ -4,30 +4,37 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from uuid import UUID
 
+from ppworker.domain.inference import TASKS
 from ppworker.domain.measurements import ClaimTried, TurnEnded
 from ppworker.domain.post_processor import PostProcessor
+from ppworker.domain.turns import first_priority, is_for_suspects
 from ppworker.errors import Invalid, RunnerError
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.runs import execute
+from ppworker.pipeline.runs import execute, patience
 from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.pool import Permit, RunnerPool
 from ppworker.store import post_processors
-from ppworker.store.jobs import Bound
+from ppworker.store.claims import Places
 from ppworker.worker.heartbeat import Heartbeat
+from ppworker.worker.inside import Inside
 
 log = logging.getLogger(__name__)
 
 _GROWTH = 4
 """Most growth of a batch over the one before it: a first figure may mislead."""
-_BOUND_LIFE_S = 1.0
-"""Seconds for which the place of the last claim is remembered."""
+_PLACES_LIFE_S = 1.0
+"""Seconds for which the places of the last claims are remembered."""
 _PACE_LIFE_S = 3600.0
 """Seconds after which the speed of a post-processor that had no turn is forgotten."""
 _SMOOTHING = 0.5
+_LOST = RunnerError(
+    "its lease was lost before the model was asked", code="lease_lost", retryable=True
+)
 _REFRESH_GAP_S = 1.0
 """Least seconds between two wishes to fold label-stat deltas."""
 
@@ -38,8 +45,12 @@ class _Pace:
 
     per_job_s: float | None = None
     last_size: int = 1
-    bound: Bound | None = None
-    bound_at: float = 0.0
+    places: Places = field(default_factory=dict)
+    """Where the last claims of each priority ended."""
+    places_since: float = 0.0
+    claims: int = 0
+    """Claims begun so far."""
+    suspects_wait: bool = False
     used_at: float = 0.0
 
 
@@ -63,7 +74,10 @@ class Loop:
         *,
         refresh: Callable[[], object],
         stopping: threading.Event,
+        ended: Callable[[UUID, int], None] = lambda _id, _jobs: None,
     ) -> None:
+        """Build on collaborators; ``ended`` is told each turn's post-processor and jobs."""
+        self._ended = ended
         self._deps = deps
         self._models = models
         self._heartbeat = heartbeat
@@ -75,6 +89,8 @@ class Loop:
         self._paces: dict[UUID, _Pace] = {}
         self._warned: set[tuple[UUID, str]] = set()
         self._missed: set[UUID] = set()
+        self.inside = Inside(stopping, hangs_after_s=deps.settings.sweep_s)
+        """Who is in the models that share this process."""
 
     def run_slice(
         self, post_processor_id: UUID, recruit: Callable[[], None], woken_by: str = "wakeup"
@@ -91,6 +107,7 @@ class Loop:
         try:
             return self._run_slice(post_processor_id, recruit, turn)
         finally:
+            self._ended(post_processor_id, turn.jobs)
             self._deps.emit([TurnEnded(woken_by=woken_by, jobs=turn.jobs)])
 
     def _run_slice(self, post_processor_id: UUID, recruit: Callable[[], None], turn: _Turn) -> bool:
@@ -109,28 +126,91 @@ class Loop:
         self, processor: PostProcessor, permit: Permit, recruit: Callable[[], None], turn: _Turn
     ) -> bool:
         until = time.monotonic() + self._deps.settings.slice_s
-        model = _Model(self._models, permit)
         pace = self._pace(processor.id)
         while not self._stopping.is_set():
-            batch = self._claim(processor, pace, turn)
-            if not batch.jobs:
+            batch = self._run_next(processor, permit, pace, turn, recruit)
+            if batch is None or not batch.jobs:
                 return False
-            pace.bound, pace.bound_at = batch.bound, pace.bound_at or time.monotonic()
-            if batch.is_full:
-                recruit()
-            with self._heartbeat.holding(processor.id, batch.jobs, name=processor.name):
-                execute.run(self._deps, self._labels, processor, model, batch)
-            self._ask_refresh()
-            self._learn(pace, len(batch.jobs), model.took_s)
-            if time.monotonic() >= until:
+            # What a probe found out decides how the next batch is claimed.
+            if batch.is_probe or time.monotonic() >= until:
                 return batch.is_full
         return True
 
-    def _claim(self, processor: PostProcessor, pace: _Pace, turn: _Turn) -> execute.Batch:
-        limit = self._size(processor, pace)
+    def _run_next(
+        self,
+        processor: PostProcessor,
+        permit: Permit,
+        pace: _Pace,
+        turn: _Turn,
+        recruit: Callable[[], None],
+    ) -> execute.Batch | None:
+        """Claim one batch, of those whose turn it is, and carry it to its end."""
+        with self._lock:
+            number = pace.claims
+            pace.claims += 1
+
+        if pace.suspects_wait and is_for_suspects(number):
+            batch = self._run_suspects(processor, permit, pace, turn)
+            if batch is not None and batch.jobs:
+                return batch
+        shared = permit.shares_process
+        with self.inside.together() if shared else nullcontext(True) as is_inside:  # noqa: FBT003
+            if not is_inside:
+                return None
+            batch = self._claim(
+                turn,
+                lambda: execute.claim(
+                    self._deps,
+                    processor,
+                    limit=self._size(processor, pace),
+                    first=first_priority(number),
+                    behind=self._places(pace),
+                    load_s=permit.load_s,
+                ),
+            )
+            pace.suspects_wait = batch.suspects_wait
+            if batch.jobs:
+                pace.places = {**pace.places, **batch.places}
+                pace.places_since = pace.places_since or time.monotonic()
+                if batch.is_full:
+                    recruit()
+                self._run(processor, permit, pace, batch)
+        if not batch.jobs and batch.suspects_wait:
+            return self._run_suspects(processor, permit, pace, turn)
+        return batch
+
+    def _run_suspects(
+        self, processor: PostProcessor, permit: Permit, pace: _Pace, turn: _Turn
+    ) -> execute.Batch | None:
+        shared = permit.shares_process
+        with self.inside.alone() if shared else nullcontext(True) as is_alone:  # noqa: FBT003
+            if not is_alone:
+                return None
+            batch = self._claim(
+                turn, lambda: execute.claim_suspects(self._deps, processor, load_s=permit.load_s)
+            )
+            if batch.jobs:
+                self._run(processor, permit, pace, batch)
+        return batch
+
+    def _run(
+        self, processor: PostProcessor, permit: Permit, pace: _Pace, batch: execute.Batch
+    ) -> None:
+        model = _Model(self._models, permit, self._heartbeat.confirmed, self._watched(batch))
+        since = batch.claimed_at
+        with self._heartbeat.holding(processor.id, batch.jobs, name=processor.name, since=since):
+            execute.run(self._deps, self._labels, processor, model, batch)
+        self._ask_refresh()
+        self._learn(pace, len(batch.jobs), model.took_s)
+
+    def _watched(self, batch: execute.Batch) -> Callable[[], AbstractContextManager[None]]:
+        deadline = batch.claimed_at + batch.deadline_s
+        return lambda: self.inside.watched([job.id for job in batch.jobs], deadline=deadline)
+
+    def _claim(self, turn: _Turn, claim: Callable[[], execute.Batch]) -> execute.Batch:
         started, outcome, jobs = time.monotonic(), "error", 0
         try:
-            batch = execute.claim(self._deps, processor, limit=limit, behind=self._bound(pace))
+            batch = claim()
             jobs = len(batch.jobs)
             turn.jobs += jobs
             outcome = "hit" if jobs else "empty"
@@ -149,6 +229,8 @@ class Loop:
         before what woke this one.
         """
         try:
+            if processor.model_type not in TASKS:  # a newer version may know it
+                raise Invalid(f"model type '{processor.model_type}' is not known here")  # noqa: TRY301  told as the pool's
             permit = self._models.acquire(processor.runner, processor.runner_config)
             if permit is None:
                 with self._lock:
@@ -204,25 +286,51 @@ class Loop:
         pace.per_job_s = per_job_s
         pace.last_size = max(jobs, pace.last_size // 2)
 
-    def _bound(self, pace: _Pace) -> Bound | None:
-        if time.monotonic() - pace.bound_at > _BOUND_LIFE_S:
-            pace.bound, pace.bound_at = None, 0.0
-        return pace.bound
+    def _places(self, pace: _Pace) -> Places:
+        if time.monotonic() - pace.places_since > _PLACES_LIFE_S:
+            pace.places, pace.places_since = {}, 0.0
+        return pace.places
 
 
 class _Model:
-    """A permit as the pipeline sees it, with a stop-watch."""
+    """A permit as the pipeline sees it, with a stop-watch; asks for what is still ours alone."""
 
-    def __init__(self, models: RunnerPool, permit: Permit) -> None:
+    def __init__(
+        self,
+        models: RunnerPool,
+        permit: Permit,
+        confirmed: Callable[[Sequence[UUID]], set[UUID]] = set,
+        watched: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._models = models
         self._permit = permit
+        self._confirmed = confirmed
+        self._watched = watched if permit.shares_process else nullcontext
         self.took_s = 0.0
+
+    @property
+    def shares_process(self) -> bool:
+        return self._permit.shares_process
 
     def predict(
         self, inputs: Sequence[RunnerInput], *, timeout_s: float
     ) -> list[RawAnswer | RunnerError]:
+        ours = self._still_ours([UUID(each.key) for each in inputs])
+        asked = [each for each in inputs if UUID(each.key) in ours]
         started = time.monotonic()
         try:
-            return self._models.predict(self._permit, inputs, timeout_s)
+            with self._watched():
+                said = self._models.predict(self._permit, asked, timeout_s) if asked else []
         finally:
             self.took_s = time.monotonic() - started
+        answers = iter(said)
+        # The fence refuses whatever is said about the others.
+        return [next(answers) if UUID(each.key) in ours else _LOST for each in inputs]
+
+    def _still_ours(self, job_ids: Sequence[UUID]) -> set[UUID]:
+        """Which leases are still held; a database that is away is waited for if one is in doubt."""
+
+        def ask(*, in_doubt: bool) -> set[UUID]:  # noqa: ARG001  renewing twice changes nothing
+            return self._confirmed(job_ids)
+
+        return patience.until_it_answers(ask)

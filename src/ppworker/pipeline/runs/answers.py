@@ -14,7 +14,8 @@ from ppworker.domain.labels import Resolver
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs.label_cache import LabelCache
-from ppworker.store import jobs, labels
+from ppworker.store import labels
+from ppworker.store.claims import ClaimedJob
 from ppworker.store.db import Tx
 
 
@@ -35,7 +36,7 @@ class Answer:
 class Ended:
     """An attempt that is over, with its answer if it has one."""
 
-    job: jobs.ClaimedJob
+    job: ClaimedJob
     outcome: Outcome
     answer: Answer | None = None
 
@@ -52,7 +53,8 @@ class Inferred(NamedTuple):
     """A model's answer for an item of a version, with what applying it needs to know."""
 
     key: UUID
-    """Of the job that asked."""
+    """Tells it from others that are mapped with it; a job's id would not, for the copy of a version
+    keeps answers of the same jobs."""
     version_id: UUID
     user_id: UUID
     inference: Inference

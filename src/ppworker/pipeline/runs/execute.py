@@ -2,29 +2,33 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID, uuid4
 
 from ppworker import crash_points
 from ppworker.domain.answer import parse
 from ppworker.domain.apply import Target
+from ppworker.domain.circuit import MODEL_FAULTS
 from ppworker.domain.events import JobMoved
 from ppworker.domain.job import NO_INPUT, Outcome, Status
 from ppworker.domain.measurements import ModelAsked
 from ppworker.domain.post_processor import TEXT_DOCUMENTS, PostProcessor
 from ppworker.domain.text import clean_text, json_text
+from ppworker.domain.turns import INTERACTIVE
 from ppworker.errors import CommitUnknown, RunnerError
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.runs import answers, finish, patience
+from ppworker.pipeline.runs import answers, circuits, finish, patience
 from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.child import LOAD_TIMEOUT_S
-from ppworker.store import items, jobs
+from ppworker.store import claims, items, model_entries
+from ppworker.store.claims import Claim, ClaimedJob, Lease, Place, Places
 from ppworker.store.db import Tx
-from ppworker.store.jobs import Bound
 
+_CLAIM_LIMIT_S = 15.0
+"""Seconds that a claim may take; then its connection is cut, and what it took is given back."""
 _ANSWERED = Outcome(kind="answered")
 _DOCX, _DOC = TEXT_DOCUMENTS
 _NO_TEXT = {
@@ -38,6 +42,10 @@ _NO_TEXT = {
 class Predictor(Protocol):
     """A loaded model, or one that loads itself when asked."""
 
+    @property
+    def shares_process(self) -> bool:
+        """Whether it runs in this very process, which dies with it."""
+
     def predict(
         self, inputs: Sequence[RunnerInput], *, timeout_s: float
     ) -> list[RawAnswer | RunnerError]:
@@ -49,54 +57,122 @@ class Batch:
     """Jobs claimed together, and whether more may be due behind them."""
 
     id: UUID
-    jobs: list[jobs.ClaimedJob]
+    jobs: list[ClaimedJob]
     is_full: bool
+    suspects_wait: bool
+    """Whether jobs are due that run with their own group only."""
+    claimed_at: float
+    """When the claim was sent, by the monotonic clock of this process."""
+    deadline_s: float
+    """Seconds after which the database calls it hung."""
 
     @property
-    def bound(self) -> Bound | None:
-        """Where the next claim may begin."""
-        last = self.jobs[-1] if self.jobs else None
-        return (last.priority, last.run_at, last.id) if last else None
+    def is_probe(self) -> bool:
+        """Whether its one job tries a model that failed, before others are claimed."""
+        return any(job.half_open for job in self.jobs)
+
+    @property
+    def places(self) -> dict[int, Place]:
+        """Where the next claim may begin, by priority."""
+        return {job.priority: (job.run_at, job.id) for job in self.jobs}
 
 
-def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | None) -> Batch:
-    """Lease up to ``limit`` due jobs in a transaction of its own.
+Take = Callable[[Tx, Lease, int], Claim]
+"""Takes jobs up to a number in a transaction."""
 
-    With a bound, an answer that is not full is completed from the beginning of the queue, because
-    a job committed late may stand before the bound.
+
+def claim(
+    deps: Deps,
+    processor: PostProcessor,
+    *,
+    limit: int,
+    first: int = INTERACTIVE,
+    behind: Places | None = None,
+    load_s: float = LOAD_TIMEOUT_S,
+) -> Batch:
+    """Lease up to ``limit`` due jobs that are no suspects, in a transaction of its own.
+
+    With places to begin behind, an answer that is not full is completed from the beginning of the
+    queue, because a job committed late may stand before them.
+
+    Args:
+        deps: the collaborators.
+        processor: whose jobs.
+        limit: most jobs.
+        first: the priority that is served first.
+        behind: where to begin in the queue of each priority.
+        load_s: seconds that the model may take to load before it is asked.
     """
-    batch_id = uuid4()
-    halvings = math.ceil(math.log2(limit)) if limit > 1 else 0
-    # The first batch waits for its model to load, which has a limit of its own.
-    deadline_s = LOAD_TIMEOUT_S + processor.timeout_s * (1 + halvings) + deps.settings.lease_s
 
-    def ask(tx: Tx, n: int, behind: Bound | None) -> list[jobs.ClaimedJob]:
-        return jobs.claim(
+    def take(tx: Tx, lease: Lease, limit: int) -> Claim:
+        def ask(limit: int, behind: Places | None) -> Claim:
+            return claims.claim(
+                tx,
+                processor.id,
+                lease,
+                reads=processor.reads,
+                limit=limit,
+                first=first,
+                behind=behind,
+                is_probe=processor.half_open,
+            )
+
+        found = ask(limit, behind)
+        if not behind or len(found.jobs) == limit:
+            return found
+        late = ask(limit - len(found.jobs), None)
+        return Claim(jobs=[*found.jobs, *late.jobs], suspects_wait=late.suspects_wait)
+
+    return _claim(deps, processor, take, limit=limit, load_s=load_s)
+
+
+def claim_suspects(
+    deps: Deps, processor: PostProcessor, *, load_s: float = LOAD_TIMEOUT_S
+) -> Batch:
+    """Lease the members of one group of suspects; to be run with nothing else in any model of this
+    process. Arguments as of ``claim``."""
+
+    def take(tx: Tx, lease: Lease, limit: int) -> Claim:
+        found = claims.claim_suspects(
             tx,
             processor.id,
+            lease,
             reads=processor.reads,
-            worker_id=deps.worker_id,
-            batch_id=batch_id,
-            limit=n,
-            lease_s=deps.settings.lease_s,
-            deadline_s=deadline_s,
-            behind=behind,
+            limit=limit,
+            is_probe=processor.half_open,
         )
+        return Claim(jobs=found, suspects_wait=True)
 
-    def work(tx: Tx) -> list[jobs.ClaimedJob]:
-        if processor.concurrency_cap is not None:
-            jobs.lock_cap(tx, processor.id)
-            if jobs.count_batches(tx, processor.id) >= processor.concurrency_cap:
-                return []
-        claimed = ask(tx, limit, behind)
-        if behind is not None and len(claimed) < limit:
-            claimed += ask(tx, limit - len(claimed), None)
-        return claimed
+    return _claim(deps, processor, take, limit=processor.batch_size, load_s=load_s)
+
+
+def _claim(deps: Deps, processor: PostProcessor, take: Take, *, limit: int, load_s: float) -> Batch:
+    most_batches = processor.concurrency_cap
+    if processor.half_open:
+        limit = most_batches = 1
+    halvings = math.ceil(math.log2(limit)) if limit > 1 else 0
+    lease = Lease(
+        worker_id=deps.worker_id,
+        batch_id=uuid4(),
+        lease_s=deps.settings.lease_s,
+        deadline_s=load_s + processor.timeout_s * (1 + halvings) + deps.settings.lease_s,
+    )
+    claimed_at = time.monotonic()
+    taken: list[UUID] = []
+
+    def work(tx: Tx) -> Claim:
+        if most_batches is not None:
+            claims.lock_cap(tx, processor.id)
+            if claims.count_batches(tx, processor.id) >= most_batches:
+                return Claim(jobs=[], suspects_wait=False)
+        found = take(tx, lease, limit)
+        taken[:] = [job.id for job in found.jobs]
+        return found
 
     try:
-        claimed = deps.db.transact(work)
+        claimed, suspects_wait = deps.db.transact(work, limit_s=_CLAIM_LIMIT_S)
     except CommitUnknown:
-        _give_back(deps, processor, batch_id)
+        _give_back(deps, processor, lease.batch_id, taken)
         raise
     if claimed:
         crash_points.reach("after_claim_commit")
@@ -116,15 +192,29 @@ def claim(deps: Deps, processor: PostProcessor, *, limit: int, behind: Bound | N
             for job in claimed
         ]
     )
-    return Batch(id=batch_id, jobs=claimed, is_full=len(claimed) == limit)
+    return Batch(
+        id=lease.batch_id,
+        jobs=claimed,
+        is_full=len(claimed) == limit,
+        suspects_wait=suspects_wait,
+        claimed_at=claimed_at,
+        deadline_s=lease.deadline_s,
+    )
 
 
-def _give_back(deps: Deps, processor: PostProcessor, batch_id: UUID) -> None:
-    """Return what a claim took whose COMMIT nobody answered; nothing of it ran."""
+def _give_back(
+    deps: Deps, processor: PostProcessor, batch_id: UUID, taken: Collection[UUID]
+) -> None:
+    """Return what a claim took whose COMMIT nobody answered; nothing of it ran.
+
+    That COMMIT may still be in flight, so it is waited for first.
+    """
 
     def release(*, in_doubt: bool) -> int:  # noqa: ARG001  releasing twice changes nothing
+        with deps.db.begin() as tx:
+            claims.await_claim(tx, taken)
         with deps.db.look() as tx:
-            held = jobs.find_batch(tx, processor.id, batch_id)
+            held = claims.find_batch(tx, processor.id, batch_id)
         return finish.release(deps, {processor.id: processor.name}, held) if held else 0
 
     patience.until_it_answers(release)
@@ -137,6 +227,8 @@ def run(
     while the model runs."""
     texts = _read_texts(deps, processor, batch.jobs)
     inputs, ended = _inputs(deps, processor, batch.jobs, texts)
+    if inputs and model.shares_process:
+        _enter(deps, batch)
     if inputs:
         crash_points.reach("before_model")
     started = time.monotonic()
@@ -156,11 +248,27 @@ def run(
             max_text_bytes=deps.settings.max_text_bytes,
         )
         ended.append(_ended(processor, job, answer, target))
-    return finish.finish(deps, labels, processor, ended)
+    if batch.is_probe:
+        ended = [_uncharged(each) for each in ended]
+    report = finish.finish(deps, labels, processor, ended)
+    is_watched = any(job.half_open is not None for job in batch.jobs)
+    circuits.note(deps, processor, ended, lost=report.lost, is_watched=is_watched)
+    return report
+
+
+def _enter(deps: Deps, batch: Batch) -> None:
+    """Note that the batch is about to be in the model, for whoever finds it there with its worker
+    dead; the end of its jobs takes the note away."""
+
+    def note(*, in_doubt: bool) -> None:  # noqa: ARG001  noting twice changes nothing
+        with deps.db.look() as tx:
+            model_entries.enter(tx, batch.id, jobs=len(batch.jobs))
+
+    patience.until_it_answers(note)
 
 
 def _read_texts(
-    deps: Deps, processor: PostProcessor, claimed: Sequence[jobs.ClaimedJob]
+    deps: Deps, processor: PostProcessor, claimed: Sequence[ClaimedJob]
 ) -> dict[UUID, str]:
     """Texts of the items, for a runner that reads them."""
     wanted = [
@@ -179,11 +287,11 @@ def _read_texts(
 def _inputs(
     deps: Deps,
     processor: PostProcessor,
-    claimed: Sequence[jobs.ClaimedJob],
+    claimed: Sequence[ClaimedJob],
     texts: Mapping[UUID, str],
-) -> tuple[list[tuple[jobs.ClaimedJob, RunnerInput]], list[answers.Ended]]:
+) -> tuple[list[tuple[ClaimedJob, RunnerInput]], list[answers.Ended]]:
     """What the model gets, and the jobs that end without it because their input is not there."""
-    inputs: list[tuple[jobs.ClaimedJob, RunnerInput]] = []
+    inputs: list[tuple[ClaimedJob, RunnerInput]] = []
     ended: list[answers.Ended] = []
     for job in claimed:
         path = None
@@ -201,7 +309,7 @@ def _inputs(
     return inputs, ended
 
 
-def _missing(processor: PostProcessor, job: jobs.ClaimedJob, text: str | None) -> Outcome | None:
+def _missing(processor: PostProcessor, job: ClaimedJob, text: str | None) -> Outcome | None:
     if processor.reads == "text" and text is None:
         message = _NO_TEXT.get(
             job.media_type, "the item has no text; a post-processor before this one was to write it"
@@ -213,7 +321,7 @@ def _missing(processor: PostProcessor, job: jobs.ClaimedJob, text: str | None) -
 
 
 def _ended(
-    processor: PostProcessor, job: jobs.ClaimedJob, answer: RawAnswer | RunnerError, target: Target
+    processor: PostProcessor, job: ClaimedJob, answer: RawAnswer | RunnerError, target: Target
 ) -> answers.Ended:
     if isinstance(answer, RunnerError):
         return answers.Ended(job=job, outcome=_failure(answer))
@@ -233,6 +341,15 @@ def _ended(
             target=target,
         ),
     )
+
+
+def _uncharged(probe: answers.Ended) -> answers.Ended:
+    """A probe that the model failed costs no attempt: a model that is away for a day would
+    otherwise use up the attempts of job after job."""
+    outcome = probe.outcome
+    if outcome.kind != "error" or outcome.code not in MODEL_FAULTS:
+        return probe
+    return replace(probe, outcome=replace(outcome, is_free=True))
 
 
 def _failure(error: RunnerError) -> Outcome:

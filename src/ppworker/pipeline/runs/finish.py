@@ -6,6 +6,7 @@ depend on the size of the batch.
 """
 
 import json
+import logging
 import random
 import time
 from collections import Counter
@@ -15,11 +16,11 @@ from uuid import UUID
 
 from ppworker import crash_points
 from ppworker.domain.drop import Reason, add_counts
-from ppworker.domain.events import Event, JobMoved, LeaseRefused
+from ppworker.domain.events import Event
 from ppworker.domain.job import (
     ENDS,
+    INVALID,
     ITEM_DELETED,
-    PREDECESSOR_FAILED,
     Attempt,
     Outcome,
     Status,
@@ -30,12 +31,14 @@ from ppworker.domain.measurements import BatchFinished
 from ppworker.domain.post_processor import PostProcessor, input_revision
 from ppworker.errors import StoreRefused
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.runs import outputs, patience
+from ppworker.pipeline.runs import facts, outputs, patience
 from ppworker.pipeline.runs.answers import Ended, Mapped, map_answers
 from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.store import items, job_operations, jobs, post_processors, results
 from ppworker.store.blobs import text_sha256
 from ppworker.store.db import Tx
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,8 @@ def finish(
     """Write the ends of a batch of attempts, each under its own fence.
 
     A batch that PostgreSQL refuses is halved until the one refused answer stands alone; that job
-    fails, the others keep their answers. While PostgreSQL is away the batch waits.
+    fails, the others keep their answers. So is one with an answer that the program stumbles over;
+    that job is tried again, as far as its budget goes. While PostgreSQL is away the batch waits.
 
     Raises:
         StoreUnavailable: PostgreSQL stayed away; the leases will expire and be rescued.
@@ -83,15 +87,28 @@ def finish(
         return Report()
     try:
         return _write_patiently(deps, cache, processor, ended)
-    except StoreRefused as error:
+    except (StoreRefused, *_BUGS) as error:
         if len(ended) > 1:
             middle = len(ended) // 2
             first = finish(deps, cache, processor, ended[:middle])
             return first.plus(finish(deps, cache, processor, ended[middle:]))
         if ended[0].answer is None:
             raise
-        refused = Outcome(kind="error", code="refused_data", message=f"not stored: {error}")
-        return finish(deps, cache, processor, [Ended(job=ended[0].job, outcome=refused)])
+        blamed = Ended(job=ended[0].job, outcome=_blamed(ended[0], error))
+        return finish(deps, cache, processor, [blamed])
+
+
+_BUGS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a program stumbles over that meets a row or an answer it was not written for."""
+
+
+def _blamed(ended: Ended, error: Exception) -> Outcome:
+    """The end of the one attempt whose answer cannot be written."""
+    if isinstance(error, StoreRefused):
+        return Outcome(kind="error", code="refused_data", message=f"not stored: {error}")
+    log.error("job %s: its answer could not be worked with", ended.job.id, exc_info=error)
+    message = f"{type(error).__name__}: {error}"[:500]
+    return Outcome(kind="error", code="program_error", message=message, retryable=True)
 
 
 def _write_patiently(
@@ -125,7 +142,7 @@ def _write_unless_written(
     # Nobody was told after that COMMIT: what the rows still say of it is told now.
     deps.emit(
         [
-            _ended_event(processor, each.job, written[each.job.id])
+            facts.ended_event(processor.name, each.job, written[each.job.id])
             for each in ended
             if each.job.id in written
         ]
@@ -182,7 +199,8 @@ def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Re
         if any(m.transition.to is Status.PENDING and not m.transition.delay_s for m in plan.moves):
             woken.add(processor.id)
         crash_points.reach("in_finish")
-        return plan, woken, [*_moved(processor, plan), *stopped_events(stopped)]
+        moved = [facts.moved_event(processor.name, m.job, m.transition) for m in plan.moves]
+        return plan, woken, [*moved, *facts.stopped_events(stopped)]
 
     started = time.monotonic()
     plan, woken, events = deps.db.transact(work)
@@ -194,7 +212,7 @@ def _write(deps: Deps, processor: PostProcessor, mapped: Sequence[Mapped]) -> Re
         outputs.written(processor.name, plan.output),
         BatchFinished(post_processor=processor.name, seconds=took_s),
     ]
-    deps.emit([*events, *_refused(processor, lost), *measured])
+    deps.emit([*events, *facts.refused_events(processor.name, lost), *measured])
     deps.hint(woken)
     return _report(Counter(m.transition.to for m in plan.moves), lost=len(lost))
 
@@ -256,6 +274,10 @@ _VERSION_DELETED = Outcome(
     kind="error", code=ITEM_DELETED, message="the version of the item was deleted meanwhile"
 )
 
+_NO_VERSION = Outcome(
+    kind="error", code=INVALID, message="the version that the job names does not exist"
+)
+
 
 def _transition(
     processor: PostProcessor, job: jobs.HeldJob, outcome: Outcome, item: items.LockedItem | None
@@ -263,6 +285,8 @@ def _transition(
     """The rule for a job whose item was read again under its lock."""
     if item is None or item.deleted_at is not None:
         return decide_held(job, _DELETED)
+    if job.version_deleted is None:
+        return decide_held(job, _NO_VERSION)
     if job.version_deleted:
         return decide_held(job, _VERSION_DELETED)
     seen = input_revision(processor.reads, item.content_sha256, item.text_sha256)
@@ -300,93 +324,33 @@ def _move_held(
 
     moves = deps.db.transact(work)
     deps.emit(
-        [moved_event(names.get(m.job.post_processor_id, ""), m.job, m.transition) for m in moves]
+        [
+            facts.moved_event(names.get(m.job.post_processor_id, ""), m.job, m.transition)
+            for m in moves
+        ]
     )
     deps.hint({m.job.post_processor_id for m in moves if m.transition.to is Status.PENDING})
     return len(moves)
 
 
-def decide_held(job: jobs.HeldJob, outcome: Outcome, *, input_changed: bool = False) -> Transition:
-    """The rule for a job that is held under its lock."""
+def decide_held(
+    job: jobs.HeldJob,
+    outcome: Outcome,
+    *,
+    input_changed: bool = False,
+    jitter: float | None = None,
+) -> Transition:
+    """The rule for a job that is held under its lock; ``jitter`` is a random one unless given."""
     attempt = Attempt(
         attempts=job.attempts,
         max_attempts=job.max_attempts,
         crash_count=job.crash_count,
+        snoozes=job.snoozes,
         rerun_requested=job.rerun_requested,
         input_changed=input_changed,
+        in_model=job.in_model,
+        is_suspect=job.suspect_group is not None,
     )
-    return decide(attempt, outcome, jitter=random.random())  # noqa: S311  only spreads
-
-
-def moved_event(post_processor: str, job: jobs.HeldJob, transition: Transition) -> JobMoved:
-    """The fact that a processing job took an edge."""
-    return JobMoved(
-        job_id=job.id,
-        item_id=job.item_id,
-        post_processor=post_processor,
-        attempt=job.attempts,
-        lease_token=job.lease_token,
-        source=Status.PROCESSING,
-        to=transition.to,
-        cause=transition.cause,
-        reason=transition.reason,
-        error=transition.error,
-        seconds=job.ran_s,
-        age_s=job.age_s,
-    )
-
-
-def _ended_event(
-    processor: PostProcessor, job: jobs.ClaimedJob, attempt: jobs.EndedAttempt
-) -> JobMoved:
-    """The fact that a job took an edge, as its history tells it."""
-    return JobMoved(
-        job_id=job.id,
-        item_id=job.item_id,
-        post_processor=processor.name,
-        attempt=attempt.attempt,
-        lease_token=job.lease_token,
-        source=Status.PROCESSING,
-        to=ENDS[attempt.cause],
-        cause=attempt.cause,
-        reason=attempt.reason,
-        error=attempt.error,
-        seconds=attempt.seconds,
-        age_s=attempt.age_s,
-    )
-
-
-def stopped_events(rows: Sequence[jobs.Stopped]) -> list[Event]:
-    """The facts that pending jobs were failed because an earlier one failed."""
-    return [
-        JobMoved(
-            job_id=row.id,
-            item_id=row.item_id,
-            post_processor=row.post_processor,
-            attempt=row.attempts,
-            lease_token=row.lease_token,
-            source=Status.PENDING,
-            to=Status.FAILED,
-            cause=PREDECESSOR_FAILED,
-            reason=PREDECESSOR_FAILED,
-            age_s=row.age_s,
-        )
-        for row in rows
-    ]
-
-
-def _moved(processor: PostProcessor, plan: _Plan) -> list[Event]:
-    return [moved_event(processor.name, m.job, m.transition) for m in plan.moves]
-
-
-def _refused(processor: PostProcessor, lost: Sequence[jobs.ClaimedJob]) -> list[Event]:
-    return [
-        LeaseRefused(
-            job_id=job.id,
-            item_id=job.item_id,
-            post_processor=processor.name,
-            attempt=job.attempts,
-            lease_token=job.lease_token,
-        )
-        for job in lost
-    ]
+    if jitter is None:
+        jitter = random.random()  # noqa: S311  only spreads
+    return decide(attempt, outcome, jitter=jitter)

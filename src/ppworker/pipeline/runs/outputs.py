@@ -45,16 +45,16 @@ class Read:
 
 @dataclass(slots=True)
 class Plan:
-    """What one transaction will write; counts are by job."""
+    """What one transaction will write; counts are by (item, version)."""
 
     texts: dict[UUID, str] = field(default_factory=dict)
     insert: list[annotations.NewAnnotation] = field(default_factory=list)
     update: list[annotations.NewAnnotation] = field(default_factory=list)
     delete: list[UUID] = field(default_factory=list)
     unchanged: int = 0
-    before: dict[UUID, Counter[UUID | None]] = field(default_factory=dict)
-    after: dict[UUID, Counter[UUID | None]] = field(default_factory=dict)
-    splits: dict[UUID, list[UUID]] = field(default_factory=dict)
+    before: dict[tuple[UUID, UUID], Counter[UUID | None]] = field(default_factory=dict)
+    after: dict[tuple[UUID, UUID], Counter[UUID | None]] = field(default_factory=dict)
+    splits: dict[tuple[UUID, UUID], list[UUID]] = field(default_factory=dict)
 
 
 def read(tx: Tx, pairs: Sequence[tuple[UUID, UUID]], label_ids: Iterable[UUID]) -> Read:
@@ -106,9 +106,9 @@ def add(
     ]
     plan.delete += changes.delete
     plan.unchanged += changes.unchanged
-    plan.before[origin.job_id] = replace_rule.label_counts(existing)
-    plan.after[origin.job_id] = replace_rule.label_counts_after(existing, changes)
-    plan.splits[origin.job_id] = splits
+    plan.before[pair] = replace_rule.label_counts(existing)
+    plan.after[pair] = replace_rule.label_counts_after(existing, changes)
+    plan.splits[pair] = splits
     return changes, dropped
 
 

@@ -1,13 +1,17 @@
 """Takes jobs from attempts that are dead or hung, and repairs what a missed step left behind."""
 
+import random
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from ppworker.domain.events import Event
-from ppworker.domain.job import Outcome, Status
+from ppworker.domain.job import DEADLINE, LEASE_EXPIRED, Outcome, Status
+from ppworker.domain.suspects import halves
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.runs import finish
-from ppworker.store import items, jobs
+from ppworker.pipeline.runs import facts, finish
+from ppworker.store import items, jobs, model_entries
 from ppworker.store.db import Tx
 
 BATCH = 500
@@ -19,7 +23,8 @@ def rescue(deps: Deps) -> int:
 
     Safe to run anywhere, any number of times: candidates are read without locks, their items are
     locked (those that somebody holds are left for the next sweep), then the jobs, which are
-    checked again under the lock.
+    checked again under the lock. Those that were in a model which died with its worker, or hung in
+    it, become suspects.
     """
     total = 0
     while True:
@@ -39,23 +44,44 @@ def _rescue(tx: Tx, candidates: list[tuple[UUID, UUID]]) -> tuple[list[Event], s
     locked = items.lock_items(tx, [item_id for _, item_id in candidates], skip_locked=True)
     held = jobs.lock_expired(tx, [id_ for id_, item_id in candidates if item_id in locked])
     names = jobs.names_of(tx, {job.post_processor_id for job in held})
-    moves = []
+    batches = defaultdict(list)
     for job in held:
-        what = "its lease ran out: the worker died or lost the database"
-        if not job.lease_expired:
-            what = "its deadline passed: the model hung"
-        code = "lease_expired" if job.lease_expired else "deadline"
-        outcome = Outcome(kind="lease_expired", code=code, message=what)
-        moves.append(jobs.Move(job=job, transition=finish.decide_held(job, outcome)))
-    jobs.move(tx, moves)
+        batches[job.batch_id].append(job)
+    moves = [move for batch in batches.values() for move in _decide(batch)]
+    jobs.move(tx, moves, have_left=False)
+    # Not before the last of a batch was moved: this one may have got some of it only.
+    model_entries.leave(tx, {job.batch_id for job in held if job.in_model})
     failed = [m.job.id for m in moves if m.transition.to is Status.FAILED]
     stopped = jobs.stop_successors(tx, failed)
     woken = jobs.recompute_ready(tx, [job.item_id for job in held])
     events: list[Event] = [
-        finish.moved_event(names.get(m.job.post_processor_id, ""), m.job, m.transition)
+        facts.moved_event(names.get(m.job.post_processor_id, ""), m.job, m.transition)
         for m in moves
     ]
-    return [*events, *finish.stopped_events(stopped)], woken
+    return [*events, *facts.stopped_events(stopped)], woken
+
+
+_EXPIRED = Outcome(
+    kind="lease_expired",
+    code=LEASE_EXPIRED,
+    message="its lease ran out: the worker died or lost the database",
+)
+_HUNG = Outcome(kind="lease_expired", code=DEADLINE, message="its deadline passed: the model hung")
+
+
+def _decide(batch: Sequence[jobs.HeldJob]) -> list[jobs.Move]:
+    """What becomes of the jobs of one batch; its suspects come back in halves."""
+    jitter = random.random()  # noqa: S311  only spreads; the same for all, so that a group is due at once
+    decided = [
+        (job, finish.decide_held(job, _EXPIRED if job.lease_expired else _HUNG, jitter=jitter))
+        for job in batch
+    ]
+    suspects = [job.id for job, transition in decided if transition.is_suspect and job.in_model]
+    groups = {id_: group for half in halves(suspects) for group in [uuid4()] for id_ in half}
+    return [
+        jobs.Move(job=job, transition=transition, new_group=groups.get(job.id))
+        for job, transition in decided
+    ]
 
 
 def repair_ready(deps: Deps) -> int:
