@@ -16,6 +16,7 @@ from ppworker.pipeline.runs.answers import Drafted, Inferred, Names, map_inferen
 from ppworker.store import post_processors, results
 from ppworker.store.blobs import text_sha256
 from ppworker.store.db import Tx
+from ppworker.store.ids import new_id
 from ppworker.store.results import Scope
 
 _MOST_BYTES = 16 * 1024 * 1024
@@ -92,7 +93,7 @@ def prepare(
     drafted = map_inferences(names, processor, inferred) if inferred else {}
     for each in answers:
         if each.inferred:
-            _judge_text(each, each.inferred.inference, drafted[each.kept.job_id])
+            _judge_text(each, each.inferred.inference, drafted[each.inferred.key])
     return Prepared(
         processor=processor,
         multi_label=multi_label,
@@ -173,7 +174,7 @@ def _read(
         duration_s=kept.duration_s,
         max_text_bytes=max_text_bytes,
     )
-    inferred = Inferred(kept.job_id, kept.version_id, user_id, inference, target)
+    inferred = Inferred(new_id(), kept.version_id, user_id, inference, target)
     return Answer(kept=kept, inferred=inferred)
 
 

@@ -1,6 +1,6 @@
 """What people do to jobs and post-processors: retry, cancel, pause, resume, backfill."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -9,9 +9,16 @@ from ppworker.domain.job import Status
 from ppworker.domain.post_processor import ItemFacts, PostProcessor, plan_jobs
 from ppworker.errors import Conflict, NotFound
 from ppworker.pipeline.deps import Deps
-from ppworker.pipeline.runs import finish
+from ppworker.pipeline.runs import facts
 from ppworker.pipeline.uploads import ingest
-from ppworker.store import idempotency, items, job_operations, jobs, post_processors
+from ppworker.store import (
+    idempotency,
+    items,
+    job_operations,
+    job_restarts,
+    jobs,
+    post_processors,
+)
 from ppworker.store.datasets import Split
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
@@ -62,14 +69,15 @@ def retry(deps: Deps, user_id: UUID, job_id: UUID, *, successors: bool = False) 
         return
     with deps.db.begin() as tx:
         job = job_operations.find_job(tx, user_id, job_id)
-    status = job.status if job else "gone"
-    if status == Status.FAILED:
+    if job is None:  # it was removed meanwhile
+        raise _no_job(job_id)
+    if job.status == Status.FAILED:
         raise Conflict(
             f"job {job_id} cannot be retried: its post-processor was deleted, or a newer job "
             "of it and of the item lives",
             field="job",
         )
-    raise Conflict(f"job {job_id} is {status}; only failed jobs can be retried", field="job")
+    raise Conflict(f"job {job_id} is {job.status}; only failed jobs can be retried", field="job")
 
 
 def retry_once(
@@ -121,7 +129,7 @@ def retry_failed(
     after: UUID | None = None
     while True:
         with deps.db.begin() as tx:
-            found = job_operations.find_failed(
+            found = job_restarts.find_failed(
                 tx,
                 user_id,
                 dataset_id=dataset_id,
@@ -149,28 +157,57 @@ def _retry(
     successors: bool,
     claim: Callable[[Tx], bool] = _always,
 ) -> Operated:
-    def work(tx: Tx) -> tuple[list[job_operations.Retried], set[UUID], list[Event]]:
-        if not claim(tx):
-            return [], set(), []
-        item_ids = [item_id for _, item_id in wanted]
-        items.lock_items(tx, item_ids)
-        retried = job_operations.retry(tx, [id_ for id_, _ in wanted])
-        revived = job_operations.revive_successors(tx, [job.id for job in retried])
-        planned = []
-        if successors:
-            planned = job_operations.insert_successors(tx, [job.id for job in retried])
-        names = jobs.names_of(tx, {job.post_processor_id for job in planned}) if planned else {}
-        woken = jobs.recompute_ready(tx, item_ids)
-        # Last: a claim takes no item lock, and one may have come before the line above.
-        job_operations.rerun_processing_successors(tx, [job.id for job in retried])
-        return [*retried, *revived], woken, ingest.planned_events(planned, names, origin="rerun")
+    def work(tx: Tx) -> Restarted | None:
+        return restart(tx, wanted, successors=successors) if claim(tx) else None
 
-    retried, woken, planned = deps.db.transact(work)
-    deps.emit([*retried_events(retried), *planned])
-    deps.hint(woken)
-    ids = {id_ for id_, _ in wanted}
-    changed = sum(1 for job in retried if job.id in ids)
-    return Operated(changed=changed, skipped=len(wanted) - changed)
+    done = deps.db.transact(work)
+    if done is None:
+        return Operated(changed=0, skipped=len(wanted))
+    deps.emit(done.events)
+    deps.hint(done.woken)
+    return done.operated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """What a restart of failed jobs did, to be told after its COMMIT."""
+
+    operated: Operated
+    woken: Collection[UUID]
+    """Post-processors that got a job to run."""
+    events: Sequence[Event]
+
+
+def restart(
+    tx: Tx, wanted: Sequence[tuple[UUID, UUID]], *, successors: bool, gap_s: float = 0.0
+) -> Restarted:
+    """Make failed jobs, given as (job, item), pending again, and what depends on them.
+
+    Args:
+        tx: a transaction that holds no lock of an item or job.
+        wanted: the jobs; of several of one item and post-processor the newest is taken, and none
+            where one lives.
+        successors: also run later post-processors of the items again that answered.
+        gap_s: seconds from one to the next; 0 has them due at once.
+    """
+    item_ids = [item_id for _, item_id in wanted]
+    items.lock_items(tx, item_ids)
+    retried = job_operations.retry(tx, [id_ for id_, _ in wanted], gap_s=gap_s)
+    ids = [job.id for job in retried]
+    revived = job_operations.revive_successors(tx, ids)
+    planned = job_operations.insert_successors(tx, ids) if successors else []
+    names = jobs.names_of(tx, {job.post_processor_id for job in planned}) if planned else {}
+    woken = jobs.recompute_ready(tx, item_ids)
+    # Last: a claim takes no item lock, and one may have come before the line above.
+    job_operations.rerun_processing_successors(tx, ids)
+    return Restarted(
+        operated=Operated(changed=len(retried), skipped=len(wanted) - len(retried)),
+        woken=woken,
+        events=[
+            *retried_events([*retried, *revived]),
+            *ingest.planned_events(planned, names, origin="rerun"),
+        ],
+    )
 
 
 def retried_events(retried: Iterable[job_operations.Retried]) -> list[Event]:
@@ -213,8 +250,11 @@ def cancel(deps: Deps, user_id: UUID, job_id: UUID) -> None:
 
     cancelled, stopped, woken = deps.db.transact(work)
     if not cancelled:
+        with deps.db.begin() as tx:
+            if job_operations.find_job(tx, user_id, job_id) is None:  # removed meanwhile
+                raise _no_job(job_id)
         raise Conflict(f"job {job_id} is over; only live jobs can be cancelled", field="job")
-    deps.emit([*(cancelled_event(job) for job in cancelled), *finish.stopped_events(stopped)])
+    deps.emit([*(cancelled_event(job) for job in cancelled), *facts.stopped_events(stopped)])
     deps.hint(woken)
 
 

@@ -69,6 +69,8 @@ class Chunk:
     """What it made and what it left out; merged into the operation's by `merged`."""
     after: Callable[[], None] = _nothing
     """Called once after the COMMIT: events and hints. Must not raise."""
+    rest_s: float = 0.0
+    """Seconds for which the operation waits before its next chunk, on nobody's lease."""
 
 
 Write = Callable[[Tx], Chunk]
@@ -230,11 +232,15 @@ def _run_claimed(
             watch(operation)
             if operation.is_over:
                 deps.emit([_moved(operation, Status.PROCESSING, "finished")])
+            if operation.status != Status.PROCESSING:
                 return operation
     except _LeaseLostError:
         log.warning("operation %s: its lease is lost; a chunk was dropped", operation.id)
         return _current(deps, operation)
     except StoreUnavailable:
+        # Often it is there again at once: then nobody need wait until the lease has run out.
+        with suppress(StoreUnavailable):
+            _end_attempt(deps, operation, Outcome(kind="released"))
         raise
     except Exception as error:  # noqa: BLE001  a bug of a step must not end who runs it
         return _end_attempt(deps, operation, _outcome(operation, error))
@@ -270,6 +276,7 @@ def _chunk_patiently(
                 result=merged(held.result, chunk.result),
                 is_last=chunk.is_last,
                 lease_s=deps.settings.lease_s,
+                rest_s=chunk.rest_s,
             )
             last[:] = [(state, chunk)]
             crash_points.reach("in_operation_step", operation.kind)
