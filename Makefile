@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3 p
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test unit properties contract fuzz-api outage promises test-system oracle check lint format bench bench-bulk bench-lists docs requirements clean
+.PHONY: help install demo test unit properties contract fuzz-api outage stateful mutants promises chaos chaos-quick test-system oracle check lint format bench bench-bulk bench-lists docs requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,8 +51,8 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml
 demo: install ## Carry a folder of files to annotations and label stats, with real models
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: unit ## Run all tests that need nothing but this checkout: unit, house, integration, acceptance
-	$(BIN)/python -m pytest tests/house tests/integration tests/acceptance -m "not system and not long" -n $(JOBS) --dist loadgroup $(ARGS)
+test: unit ## Run all tests that need nothing but this checkout: unit, house, integration, stateful, acceptance
+	$(BIN)/python -m pytest tests/house tests/integration tests/stateful tests/acceptance -m "not system and not long" -n $(JOBS) --dist loadgroup $(ARGS)
 
 unit: install ## Run the unit tests: no server, a few seconds
 	$(BIN)/python -m pytest tests/unit $(ARGS)
@@ -69,10 +69,22 @@ fuzz-api: install ## The same with 20,000 cases; PPWORKER_TEST_API_SEED=N repeat
 outage: install ## Take PostgreSQL away for two minutes under a thousand upload messages
 	PPWORKER_TEST_OUTAGE_S=120 $(BIN)/python -m pytest tests/acceptance/test_messages.py -k postgresql_away -s $(ARGS)
 
+stateful: install ## Hold 1,000 random histories of people, workers and sweeps against every invariant: half an hour
+	PPWORKER_TEST_HISTORIES=1000 PPWORKER_TEST_HISTORY_STEPS=60 $(BIN)/python -m pytest tests/stateful -s $(ARGS)
+
+mutants: install ## Break a copy of the code in each of the listed ways: the histories must tell (ARGS="-k fence": some)
+	PYTHONPATH=tests $(BIN)/python -m stateful.mutants $(ARGS)
+
 promises: install ## Prove every promise that has a test, the long ones too, and keep the figures for the docs
 	PPWORKER_TEST_PROMISES=benchmarks/results/promises $(BIN)/python -m pytest tests -m "promise and not system" -n $(JOBS) --dist loadgroup $(ARGS)
 
-test-system: install ## Run the tests that need Debian's packages redis-server, postgresql and prometheus
+chaos: install ## Break a running ppworker in every way, and keep the figures (hours; goes on where it stopped; FORCE=1: anew)
+	$(BIN)/ppworker chaos --results benchmarks/results/promises $(if $(FORCE),,--resume) $(ARGS)
+
+chaos-quick: install ## The same with small loads in minutes: fails where a promise of correctness breaks
+	$(BIN)/ppworker chaos --quick $(ARGS)
+
+test-system: install ## Run the tests that need Debian's packages redis-server, postgresql, pgbouncer and prometheus
 	.ci/debian-packages.sh
 	$(BIN)/python -m pytest tests -m system $(ARGS)
 

@@ -14,7 +14,7 @@ from ppworker.runners.pool import RunnerPool
 from ppworker.worker.loop import _Model
 
 if TYPE_CHECKING:
-    from ppworker.store.jobs import Bound
+    from ppworker.store.claims import Places
 
 _BATCH = 200
 
@@ -43,7 +43,7 @@ def measure(servers: Servers, pending: int) -> Growth:
         servers.settle("bench_growth")
         cache = LabelCache(our.deps.db)
         claims: list[float] = []
-        behind: Bound | None = None
+        behind: Places | None = None
         permit = pool.acquire(PATH, {})
         assert permit is not None
         with permit:
@@ -55,7 +55,7 @@ def measure(servers: Servers, pending: int) -> Growth:
                 if not batch.jobs:
                     break
                 claims.append((time.monotonic() - before) * 1000)
-                behind = batch.bound
+                behind = batch.places
                 execute.run(our.deps, cache, our.processor, model, batch)
             seconds = time.monotonic() - started
         faults = our.check(pending)

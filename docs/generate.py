@@ -13,6 +13,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from ppworker.store import tables
 DOCS = Path(__file__).parent
 _ASYNCAPI = runpy.run_path(str(DOCS / "asyncapi.py"))
 _SDK = runpy.run_path(str(DOCS / "sdk.py"))
+_PROMISES = runpy.run_path(str(DOCS / "promises.py"))
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _OPEN = re.compile(r"<!-- generated: ")
 
@@ -60,13 +62,14 @@ CAUSES = {
     "claimed": "a worker took it: one attempt more, one token more",
     "finished": "the model answered and the answer was written",
     "transient_error": "a retryable error; waits with back-off",
-    "snoozed": "the model asked to wait; the attempt is refunded",
+    "snoozed": "the model asked to wait, or failed a probe; the attempt is refunded",
     "released": "its worker was stopped; the attempt is refunded",
     "rescued": "its lease or deadline was over; the attempt counts",
+    "suspected": "the same, among several that may be the cause; the attempt is refunded",
     "input_changed": "the item changed meanwhile; fresh budget, answer dropped",
     "exhausted": "the last allowed attempt failed",
     "permanent_error": "an error that no repetition mends",
-    "crashed": "its model's process died in it too often",
+    "crashed": "the process of its model died, or hung, with it alone too often",
     "cancelled": "a person ended it",
     "predecessor_failed": "an earlier job failed whose post-processor says stop",
     "retried": "a person retried it: fresh budget, same row",
@@ -342,6 +345,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "losses-yolo": lambda: losses_table(yolo.LOSSES),
     "messages": _ASYNCAPI["tables"],
     "metrics": metrics_tables,
+    "promises": _PROMISES["table"],
     "routes": route_table,
     "sdk-bugs": _SDK["bugs_table"],
     "sdk-excuses": _SDK["excuses_table"],
@@ -361,6 +365,7 @@ def openapi() -> str:
 FILES: dict[str, Callable[[], str]] = {
     _ASYNCAPI["PATH"]: _ASYNCAPI["text"],
     "reference/openapi.json": openapi,
+    **{path: partial(str, content) for path, content in _PROMISES["files"]().items()},
 }
 """Files that are generated as a whole."""
 

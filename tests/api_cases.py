@@ -34,6 +34,7 @@ from api_shapes import (
     OPERATION,
     PROBLEM,
     PROCESSOR,
+    RETRIED,
     REVIEW,
     SHARE,
     SHARED_WITH,
@@ -432,6 +433,14 @@ JOBS = [
     Case(
         method="POST", path=f"{I}/jobs/{{job_id}}/retry", shape=JOB, body={}, bodyless=True,
         fresh=True,
+    ),
+    Case(
+        method="POST", path=f"{P}/jobs/retry", shape=RETRIED, fresh=True,
+        body={"reason": "unavailable", "successors": False},
+        bad=[
+            Bad(body={"post_processor_id": "nobody's"}, field="post_processor_id"),
+            Bad(body={"successors": "perhaps"}, field="successors"),
+        ],
     ),
 ]  # fmt: skip
 

@@ -209,6 +209,7 @@ REVIEW = {
     "action": str, "changed": int, "already": int, "conflicts": int, "missing": int,
     "operation": Optional(OPERATION),
 }  # fmt: skip
+RETRIED = {"retried": int, "skipped": int}
 MOVE = {"moved": int}
 BULK = {
     "items": int, "items_created": int, "annotations_created": int, "jobs_planned": int,

@@ -27,6 +27,7 @@ class Model:
     say: Callable[[RunnerInput], Said]
     during: Callable[[], object] = lambda: None
     batches: list[int] = field(default_factory=list)
+    shares_process: bool = False
 
     def predict(
         self, inputs: Sequence[RunnerInput], *, timeout_s: float
@@ -91,7 +92,10 @@ class World:
         self, processor: PostProcessor, *, limit: int = 100, deps: Deps | None = None
     ) -> execute.Batch:
         """Claim due jobs."""
-        return execute.claim(deps or self.deps, processor, limit=limit, behind=None)
+        batch = execute.claim(deps or self.deps, processor, limit=limit)
+        if not batch.jobs and batch.suspects_wait:
+            return execute.claim_suspects(deps or self.deps, processor)
+        return batch
 
     def run(
         self,
@@ -152,7 +156,11 @@ class World:
         )
 
     def make_due(self) -> None:
-        """Let every waiting job be due now; those that somebody holds are left for the next call."""
+        """Let every waiting job be due now; those that somebody holds are left for the next call.
+
+        Pauses that models asked for or brought about are over too.
+        """
+        self.sql("DELETE FROM post_processor_circuits")
         self.sql(
             "UPDATE post_processor_jobs SET run_at = now() WHERE id IN (SELECT id FROM "
             "post_processor_jobs WHERE status = 'pending' ORDER BY id FOR UPDATE SKIP LOCKED)"
@@ -161,7 +169,8 @@ class World:
     def check(self) -> None:
         """Every invariant holds, and every split's stats equal a recount."""
         with self.deps.db.begin() as tx:
-            assert verify.run(tx) == []
+            broken = verify.run(tx)
+            assert broken == [], broken
             splits = stats.list_split_ids(tx)
         assert refresh.verify(self.deps, splits) == []
 

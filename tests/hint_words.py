@@ -58,6 +58,19 @@ def names(messages):
     return [UUID(message.args[0]) for message in messages]
 
 
+def hint(broker, *post_processor_ids):
+    """Hints that are in redis, or given up, when this returns."""
+    for post_processor_id in post_processor_ids:
+        broker.hint(post_processor_id)
+    assert broker.wait_sent()
+
+
+def hint_refresh(broker):
+    """The same for the label stats."""
+    broker.refresh_label_stats()
+    assert broker.wait_sent()
+
+
 def stock_producer(client):
     """What another program writes with plain dramatiq."""
     other = RedisBroker(client=client, namespace="ppworker", middleware=[])

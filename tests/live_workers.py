@@ -35,16 +35,17 @@ def live(servers: EmbeddedServers, tmp_path: Path) -> Iterator[World]:
     db.close()
 
 
-Start = Callable[[], subprocess.Popen[bytes]]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
 def start(servers: EmbeddedServers, tmp_path: Path) -> Iterator[Start]:
-    """Starts one worker process; all are ended with the test."""
+    """Starts one worker process, with settings by the names of their variables without the prefix;
+    all are ended with the test."""
     started: list[subprocess.Popen[bytes]] = []
     log = (tmp_path / "workers.log").open("ab")
 
-    def launch() -> subprocess.Popen[bytes]:
+    def launch(**settings: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {
             "PPWORKER_DATABASE_URL": servers.database_url,
             "PPWORKER_REDIS_URL": servers.redis_url or "",
@@ -55,6 +56,7 @@ def start(servers: EmbeddedServers, tmp_path: Path) -> Iterator[Start]:
             "PPWORKER_BATCH_TARGET_S": "0.2",
             "PYTHONPATH": str(TESTS),
         }
+        environment |= {f"PPWORKER_{name}": value for name, value in settings.items()}
         if not servers.redis_url:
             del environment["PPWORKER_REDIS_URL"]
         process = subprocess.Popen(

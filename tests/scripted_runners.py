@@ -3,10 +3,12 @@
 What they do is written in the input's text, or in its name where there is no text.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -257,6 +259,19 @@ class DawdlingRunner(EchoRunner):
         return super().predict(inputs)
 
 
+class VariedRunner(EchoRunner):
+    """Takes 5 to 50 ms for an input by what is written, and ``slow_s`` for one of a hundred."""
+
+    def __init__(self, *, slow_s: float = 2.0) -> None:
+        self.slow_s = slow_s
+
+    def predict(self, inputs: Sequence[RunnerInput]) -> list[RawAnswer | RunnerError]:
+        for item in inputs:
+            number = zlib.crc32(said(item).encode())
+            time.sleep(self.slow_s if number % 100 == 0 else 0.005 + number % 46 / 1000)
+        return super().predict(inputs)
+
+
 class GatedRunner(EchoRunner):
     """Answers nothing before the file ``gate`` exists, for 60 s at most; in the worker itself."""
 
@@ -267,4 +282,49 @@ class GatedRunner(EchoRunner):
         until = time.monotonic() + 60
         while not self.gate.exists() and time.monotonic() < until:
             time.sleep(0.01)
+        return super().predict(inputs)
+
+
+class DeadlyRunner(EchoRunner):
+    """Kills the worker's own process at the word POISON, and notes it in the file ``log`` before;
+    takes ``seconds`` for each input."""
+
+    def __init__(self, *, log: str, seconds: float = 0.002) -> None:
+        self.log = Path(log)
+        self.seconds = seconds
+
+    def answer(self, item: RunnerInput) -> RawAnswer | RunnerError:
+        if "POISON" in said(item):
+            with self.log.open("a") as log:
+                log.write(f"{said(item)}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.seconds)
+        return echo(item)
+
+
+class ChildDeadlyRunner(DeadlyRunner):
+    """The same in a child process."""
+
+    spec = RunnerSpec(tasks=("classification",), reads="any", max_batch=1000)
+
+
+class StuckRunner(EchoRunner):
+    """Never comes back from the word HANG, in the worker's own process; other threads go on."""
+
+    def answer(self, item: RunnerInput) -> RawAnswer | RunnerError:
+        while "HANG" in said(item):
+            time.sleep(60)
+        return echo(item)
+
+
+class GripRunner(ChildEchoRunner):
+    """Holds the interpreter for ``seconds`` in each call, as native code does."""
+
+    spec = RunnerSpec(tasks=("classification",), reads="any", max_batch=1000)
+
+    def __init__(self, *, seconds: float = 6.0) -> None:
+        self.seconds = seconds
+
+    def predict(self, inputs: Sequence[RunnerInput]) -> list[RawAnswer | RunnerError]:
+        ctypes.PyDLL(None).usleep(int(self.seconds * 1e6))
         return super().predict(inputs)

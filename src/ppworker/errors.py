@@ -11,7 +11,9 @@ PpworkerError
 │  └─ Invalid
 │     └─ Malformed · TooLarge
 ├─ RunnerError                   this attempt's doing; carries code, retryable, retry_after_s
-│  ├─ RunnerTimeout · RunnerOverloaded · RunnerUnavailable · RunnerCrashed     retryable
+│  ├─ RunnerTimeout · RunnerOverloaded · RunnerCrashed                         retryable
+│  ├─ RunnerUnavailable                                                        retryable
+│  │  └─ FileMissing
 │  └─ UnreadableInput · UnsupportedMedia · BadResponse                         not
 ├─ StoreRefused                  PostgreSQL refused the data itself
 └─ StoreUnavailable              the database is away; back off, keep the process
@@ -142,6 +144,12 @@ class RunnerUnavailable(RunnerError):  # noqa: N818
 
     code = "unavailable"
     retryable = True
+
+
+class FileMissing(RunnerUnavailable):
+    """The stored file of one input cannot be opened now; says nothing of the model."""
+
+    code = "file_missing"
 
 
 class RunnerCrashed(RunnerError):  # noqa: N818

@@ -68,9 +68,9 @@ METRICS: tuple[About, ...] = (
              "ends again.", "processor", "status"),
     _counter("jobs_rescued", "Attempts taken from dead or hung workers; reason is lease_expired or "
              "deadline_exceeded.", "processor", "reason"),
-    _counter("jobs_quarantined", "Jobs failed for good; reason is crash (its model died in it too "
-             "often), invalid (no repetition mends it) or exhausted (the last attempt failed).",
-             "processor", "reason"),
+    _counter("jobs_quarantined", "Jobs failed for good; reason is crash (its model died or hung "
+             "with it alone too often), invalid (no repetition mends it) or exhausted (the last "
+             "attempt failed).", "processor", "reason"),
     _counter("stale_writes_rejected", "Leases found lost; operation is complete (an answer was "
              "dropped) or heartbeat.", "processor", "operation"),
     _histogram("job_queue_wait_seconds", "From the time a job was due to its claim.", "processor",
@@ -86,6 +86,8 @@ METRICS: tuple[About, ...] = (
     _counter("annotations_written", "Annotations; outcome is inserted, updated, deleted or "
              "deduplicated (it stood there already). Processor is empty for predictions made "
              "elsewhere.", "processor", "outcome"),
+    _counter("circuit_openings", "Pauses that began because of the model; reason is failures or "
+             "asked (it said how long to leave it alone).", "processor", "reason"),
     # How work is found.
     _counter("wakeups_sent", "Hints to look for jobs; outcome is ok, coalesced (one was queued "
              "already) or error (redis is away or there is none; workers poll).", "outcome"),
@@ -104,6 +106,8 @@ METRICS: tuple[About, ...] = (
     _counter("operation_units", "What became of the units of work of operations, by word.",
              "operation", "outcome"),
     # Looking after the data.
+    _counter("jobs_pruned", "Jobs removed because they were over for long; status is completed or "
+             "failed.", "status"),
     _counter("sweep_runs", "Periodic repairs; outcome is ok or error.", "sweep", "outcome"),
     _histogram("sweep_duration_seconds", "One run of a periodic repair.", "sweep",
                buckets=SECONDS_QUICK),
@@ -131,10 +135,14 @@ METRICS: tuple[About, ...] = (
     _asked("oldest_lease_age_seconds", "How long the oldest job in flight has run; 0 when there "
            "is none.", "processor"),
     _asked("processor_paused", "1 when the post-processor is paused or disabled.", "processor"),
+    _asked("circuit_state", "Pause by failures of the model: 0 none, 1 over (one job at a time "
+           "runs as a probe), 2 nothing runs.", "processor"),
     _asked("workers", "Worker processes of all machines; state is live, draining or lost.",
            "state"),
     _asked("stats_staleness_seconds", "Age of the oldest change that is not folded into the label "
            "stats yet; they are exact all the same."),
+    _counter("stats_drift_rows", "Rows of label stats that differed from a recount and were set "
+             "right; whatever made them differ is a fault."),
     _asked("stats_unfolded_deltas", "Changes that are not folded yet, counted up to 100,000."),
     _asked("operations", "Operations that are not over; status is pending or processing.",
            "operation", "status"),

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, valu
 from prometheus_client.mmap_dict import MmapedDict
 
 from ppworker.domain.events import (
+    CircuitOpened,
     CommandFollowed,
     CommandRefused,
     Event,
@@ -24,6 +25,7 @@ from ppworker.domain.events import (
     LeaseRefused,
     OperationAdvanced,
     OperationMoved,
+    StatsRebuilt,
 )
 from ppworker.domain.job import TERMINAL, Status
 from ppworker.domain.measurements import (
@@ -31,6 +33,7 @@ from ppworker.domain.measurements import (
     BatchFinished,
     ClaimTried,
     JobsDeduplicated,
+    JobsPruned,
     ModelAsked,
     TurnEnded,
 )
@@ -48,6 +51,7 @@ _OUTCOMES = {
     "snoozed": "snoozed",
     "released": "interrupted",
     "rescued": "lease_lost",
+    "suspected": "lease_lost",
     "exhausted": "failed",
     "permanent_error": "failed",
     "crashed": "failed",
@@ -184,6 +188,12 @@ class Metrics:
     def _jobs_deduplicated(self, event: JobsDeduplicated) -> None:
         self._count("jobs_deduplicated", event.post_processor, n=event.jobs)
 
+    def _jobs_pruned(self, event: JobsPruned) -> None:
+        self._count("jobs_pruned", event.status, n=event.jobs)
+
+    def _stats_rebuilt(self, event: StatsRebuilt) -> None:
+        self._count("stats_drift_rows", n=event.rows)
+
     def _claim_tried(self, event: ClaimTried) -> None:
         self._count("claims", event.woken_by, event.outcome)
         self._observe("claim_duration_seconds", (), [event.seconds])
@@ -199,6 +209,9 @@ class Metrics:
 
     def _batch_finished(self, event: BatchFinished) -> None:
         self._observe("job_finalize_duration_seconds", (event.post_processor,), [event.seconds])
+
+    def _circuit_opened(self, event: CircuitOpened) -> None:
+        self._count("circuit_openings", event.post_processor, event.cause)
 
     def _command_followed(self, event: CommandFollowed) -> None:
         self._count("commands_followed", event.command, event.outcome)
@@ -245,10 +258,13 @@ _HANDLERS: Mapping[type, Callable[[Metrics, Any], None]] = {
     LeaseRefused: Metrics._lease_refused,  # noqa: SLF001  its own methods
     AnnotationsWritten: Metrics._annotations_written,  # noqa: SLF001
     JobsDeduplicated: Metrics._jobs_deduplicated,  # noqa: SLF001
+    JobsPruned: Metrics._jobs_pruned,  # noqa: SLF001
+    StatsRebuilt: Metrics._stats_rebuilt,  # noqa: SLF001
     ClaimTried: Metrics._claim_tried,  # noqa: SLF001
     TurnEnded: Metrics._turn_ended,  # noqa: SLF001
     ModelAsked: Metrics._model_asked,  # noqa: SLF001
     BatchFinished: Metrics._batch_finished,  # noqa: SLF001
+    CircuitOpened: Metrics._circuit_opened,  # noqa: SLF001
     CommandFollowed: Metrics._command_followed,  # noqa: SLF001
     CommandRefused: Metrics._command_refused,  # noqa: SLF001
     OperationMoved: Metrics._operation_moved,  # noqa: SLF001

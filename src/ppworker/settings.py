@@ -19,7 +19,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(
         default=None,
-        description="PostgreSQL 15 or newer, e.g. postgresql://user:password@host/name. "
+        description="PostgreSQL 15 or newer, e.g. postgresql://user:password@host/name; several "
+        "hosts as host1:5432,host2:5432: the one that takes writes is used. "
         "Unset: an embedded server in the data folder.",
     )
     redis_url: SecretStr | None = Field(
@@ -64,9 +65,15 @@ class Settings(BaseSettings):
     sweep_s: Annotated[float, Field(ge=0.2, le=300)] = Field(
         default=5.0, description="Seconds between sweeps of a worker process, jittered by half."
     )
+    recount_s: Annotated[float, Field(ge=1)] = Field(
+        default=240.0,
+        description="Seconds after which a split's label stats are compared with a recount again, "
+        "and set right if they differ.",
+    )
     slice_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
-        default=2.0,
-        description="Seconds one post-processor keeps a slot before others take their turn.",
+        default=0.5,
+        description="Seconds one post-processor keeps a slot before others take their turn, until "
+        "the end of its batch; an operation keeps its thread four times as long.",
     )
     batch_target_s: Annotated[float, Field(ge=0.01, le=60)] = Field(
         default=1.0, description="Seconds of model time that one batch should last at most."
@@ -81,6 +88,19 @@ class Settings(BaseSettings):
     pool_size: Annotated[int, Field(ge=1, le=200)] | None = Field(
         default=None,
         description="Database connections of one process at most; default threads + 6.",
+    )
+    circuit_failures: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=10,
+        description="Attempts in a row that fail for the model's sake, over all workers; then its "
+        "post-processor pauses.",
+    )
+    circuit_pause_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        default=5.0,
+        description="Seconds of the first such pause, doubled each time that no answer came since; "
+        "jittered by half.",
+    )
+    circuit_max_pause_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(
+        default=300.0, description="Seconds of the longest such pause."
     )
     max_text_bytes: Annotated[int, Field(ge=1)] = Field(
         default=4 * 1024 * 1024, description="Most bytes of an item's text."
@@ -100,6 +120,20 @@ class Settings(BaseSettings):
     export_keep_s: Annotated[float, Field(ge=60)] = Field(
         default=24 * 3600.0,
         description="Seconds for which an exported archive can be downloaded.",
+    )
+    keep_completed_s: Annotated[float, Field(ge=0)] = Field(
+        default=30 * 24 * 3600.0,
+        description="Seconds for which completed jobs and operations are kept, and dead letters "
+        "that were replayed; answers and annotations stay. 0: for ever.",
+    )
+    keep_failed_s: Annotated[float, Field(ge=0)] = Field(
+        default=90 * 24 * 3600.0,
+        description="The same for failed ones, cancelled jobs and waiting dead letters.",
+    )
+    keep_keys_s: Annotated[float, Field(ge=0)] = Field(
+        default=90 * 24 * 3600.0,
+        description="Seconds for which idempotency keys are kept: what comes again later with "
+        "one is done again. 0: for ever.",
     )
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=64 * 1024 * 1024,

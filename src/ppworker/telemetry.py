@@ -20,6 +20,8 @@ from structlog.typing import EventDict, WrappedLogger
 
 from ppworker import __version__
 from ppworker.domain.events import (
+    CircuitClosed,
+    CircuitOpened,
     CommandFollowed,
     CommandRefused,
     Event,
@@ -50,18 +52,21 @@ _NAMES = {
     LeaseRefused: "job.lease_refused",
     LabelsCreated: "labels.created",
     StatsRebuilt: "stats.rebuilt",
+    CircuitOpened: "post_processor.circuit_opened",
+    CircuitClosed: "post_processor.circuit_closed",
     OperationMoved: "operation.moved",
     OperationAdvanced: "operation.advanced",
     CommandFollowed: "command.followed",
     CommandRefused: "command.refused",
 }
-_WARNINGS = frozenset({"rescued", "crashed"})
+_WARNINGS = frozenset({"rescued", "suspected", "crashed"})
 _EDGE_NAMES = {
     "source": "from", "to": "to", "job_id": "job", "item_id": "item", "operation_id": "operation",
 }  # fmt: skip
 _LEVELS = {
     LeaseRefused: "warning",
     StatsRebuilt: "warning",
+    CircuitOpened: "warning",
     OperationAdvanced: "debug",
     CommandRefused: "warning",
 }
@@ -241,13 +246,20 @@ _json_lines: _JsonLines | None = None
 
 
 def warn(event: str, **values: Any) -> None:
-    """Log something about the process itself that people should look at."""
-    _log.warning(event, **values)
+    """Log something about the process itself that people should look at; never raises."""
+    _say("warning", event, values)
 
 
 def info(event: str, **values: Any) -> None:
-    """Log something about the process itself."""
-    _log.info(event, **values)
+    """Log something about the process itself; never raises."""
+    _say("info", event, values)
+
+
+def _say(level: str, event: str, values: Mapping[str, Any]) -> None:
+    try:
+        getattr(_log, level)(event, **values)
+    except Exception:  # noqa: BLE001  as in emit
+        _lost(1)
 
 
 def redact(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:

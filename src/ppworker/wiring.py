@@ -1,6 +1,7 @@
 """The only place that builds parts: settings become collaborators; ``process`` joins them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from threading import Event
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -11,10 +12,13 @@ from ppworker.errors import ConfigurationError
 from ppworker.metrics import Metrics
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import refresh, rescue
+from ppworker.pipeline.runs.retention import Retention
 from ppworker.pipeline.setup import processor_changes
+from ppworker.pipeline.transfer import shelf
 from ppworker.settings import Settings
-from ppworker.store import overview, workers
+from ppworker.store import model_entries, overview, workers
 from ppworker.store.blobs import BlobStore
+from ppworker.store.connections import Limits
 from ppworker.store.db import Database
 from ppworker.worker.broker import HintBroker, connect
 from ppworker.worker.sweeps import Sweep
@@ -22,8 +26,14 @@ from ppworker.worker.sweeps import Sweep
 if TYPE_CHECKING:
     from ppworker.worker.command_consumer import CommandConsumer
 
+_RECOUNTS = 8
+"""How often a process looks for splits to recount within the time that one recount is believed."""
+_RECOUNT_S = 1.0
+"""Seconds after which a sweep begins no further recount."""
 _WORKER_UNSEEN_S = 300.0
 """Seconds after which a worker that is not seen leaves the register."""
+_PRUNING = 1 / 50
+"""Share of its time that a worker process may spend on the removal of what is old."""
 
 
 def open_database(
@@ -32,6 +42,7 @@ def open_database(
     name: str,
     connections: int | None = None,
     steady_plans: bool = False,
+    limits: Limits | None = None,
     metrics: Metrics | None = None,
 ) -> Database:
     """Connect lazily to the configured database.
@@ -51,6 +62,7 @@ def open_database(
         connections=connections or settings.connections,
         name=name,
         steady_plans=steady_plans,
+        limits=limits,
         **told,
     )
 
@@ -122,18 +134,27 @@ def _always() -> bool:
     return True
 
 
-def sweeps(deps: Deps, *, may_rescue: Callable[[], bool] = _always) -> list[Sweep]:
+def sweeps(
+    deps: Deps, *, may_rescue: Callable[[], bool] = _always, at_once: bool = False
+) -> list[Sweep]:
     """Every periodic repair there is.
 
     Args:
         deps: the collaborators.
         may_rescue: whether a lease that has run out may be called abandoned now.
+        at_once: remove all that is old in one run, instead of a little in each.
     """
     period = deps.settings.sweep_s
+    budget_s = inf if at_once else period * _PRUNING
+    old = Retention(deps, budget_s=budget_s, rest_s=period * 60)
 
     def prune_workers() -> int:
         with deps.db.begin() as tx:
             return workers.prune(tx, unseen_s=_WORKER_UNSEEN_S)
+
+    def prune_entries() -> int:
+        with deps.db.begin() as tx:
+            return model_entries.prune(tx)
 
     return [
         Sweep(
@@ -142,6 +163,13 @@ def sweeps(deps: Deps, *, may_rescue: Callable[[], bool] = _always) -> list[Swee
             every_s=period,
         ),
         Sweep(name="fold", run=lambda: refresh.fold(deps), every_s=period),
+        Sweep(
+            name="recount",
+            run=lambda: refresh.recount(
+                deps, age_s=deps.settings.recount_s, budget_s=inf if at_once else _RECOUNT_S
+            ),
+            every_s=max(period, deps.settings.recount_s / _RECOUNTS),
+        ),
         Sweep(name="ready", run=lambda: rescue.repair_ready(deps), every_s=period * 6),
         Sweep(
             name="deleted",
@@ -149,5 +177,8 @@ def sweeps(deps: Deps, *, may_rescue: Callable[[], bool] = _always) -> list[Swee
             every_s=period * 12,
         ),
         Sweep(name="workers", run=prune_workers, every_s=period * 12),
+        Sweep(name="entries", run=prune_entries, every_s=period * 120),
+        Sweep(name="old", run=old.sweep, every_s=period),
         Sweep(name="incoming", run=deps.blobs.prune_incoming, every_s=period * 120),
+        Sweep(name="transfers", run=lambda: shelf.prune(deps), every_s=period * 120),
     ]

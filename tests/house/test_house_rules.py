@@ -14,12 +14,18 @@ OURS = {name: path for name, path in MODULES.items() if MIGRATIONS not in path.p
 MOST_LINES = 400
 LONGER = {
     "store/jobs.py": (530, "one function per statement of the job's life, and their order matters"),
-    "store/tables.py": (800, "the schema on one page"),
+    "store/tables.py": (860, "the schema on one page"),
 }
 """Files that may be longer, how long, and why."""
 
-COMMITTERS = {"store/db.py"}
-JOB_WRITERS = {"store/jobs.py", "store/job_operations.py", "store/job_removal.py"}
+COMMITTERS = {"store/db.py", "store/connections.py"}  # the latter bounds the time of a COMMIT
+JOB_WRITERS = {
+    "store/jobs.py",
+    "store/claims.py",
+    "store/job_operations.py",
+    "store/job_removal.py",
+    "store/retention.py",
+}
 _WRITES_JOBS = re.compile(
     r"\b(UPDATE|INSERT\s+INTO|DELETE\s+FROM|TRUNCATE|COPY)\s+(ONLY\s+)?post_processor_jobs\b",
     re.IGNORECASE,
@@ -70,7 +76,7 @@ def test_only_the_transaction_commits():
     assert not found
 
 
-def test_only_two_files_write_the_job_table():
+def test_only_the_files_of_jobs_write_the_job_table():
     found = {
         f"{name}:{line}"
         for name, path in OURS.items()

@@ -31,7 +31,7 @@ class _AnswerLost(Database):
         self.armed = False
 
     @contextmanager
-    def begin(self) -> Iterator[Tx]:
+    def begin(self, *, limit_s: float | None = None) -> Iterator[Tx]:
         is_cut, self.armed = self.armed, False
         with super().begin() as tx:
             yield tx

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from api_server import Api, new_user
 from factories import classes
-from ppworker.errors import RunnerTimeout
+from ppworker.errors import RunnerTimeout, UnreadableInput
+from ppworker.pipeline.control import retry_jobs
 from ppworker.pipeline.inferences import inferences
 from ppworker.pipeline.runs import rescue
 from ppworker.pipeline.setup import processor_changes
@@ -579,3 +580,23 @@ def test_operations_are_their_owners(api: Api) -> None:
     stranger = api.client(new_user(api.deps, "stranger"))
     assert stranger.get("/operations").json() == []
     assert api.me.get("/operations", params={"limit": 0}).status_code == 400
+
+
+def test_many_failed_jobs_are_restarted_by_one_request(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = api.world.processor(max_attempts=1)
+    api.world.add("one", "two", "three")
+    api.world.run(processor, UnreadableInput("no"))
+    path = f"{api.dataset}/post-processors/jobs/retry"
+    none = api.me.post(path, json={"reason": "timeout"}).json()
+    assert none == {"retried": 0, "skipped": 0}
+    monkeypatch.setattr(retry_jobs, "AT_ONCE", 2)
+    many = api.me.post(path, json={"post_processor_id": str(processor.id)})
+    assert many.status_code == 202
+    operation = many.json()
+    assert many.headers["Location"] == f"/api/v1/operations/{operation['id']}"
+    assert (operation["kind"], operation["total"]) == ("retry_jobs", 3)
+    monkeypatch.undo()
+    assert api.me.post(path, json={}).json()["retried"] == 3
+    assert set(api.world.statuses(processor)) == {"pending"}

@@ -44,8 +44,8 @@ def test_a_successor_claimed_while_its_predecessor_is_retried_runs_again(
     world.run(early, RunnerUnavailable("gone"))
     original, claimed = getattr(module, step), []
 
-    def then_claim(*arguments: Any) -> Any:
-        answer = original(*arguments)
+    def then_claim(*arguments: Any, **options: Any) -> Any:
+        answer = original(*arguments, **options)
         claimed.append(world.claim(late))
         return answer
 
@@ -291,10 +291,10 @@ class _CommitsLater(Database):
         self.is_slow = False
 
     @contextmanager
-    def begin(self) -> Iterator[Tx]:
+    def begin(self, *, limit_s: float | None = None) -> Iterator[Tx]:
         slow, self.is_slow = self.is_slow, False
         if not slow:
-            with super().begin() as tx:
+            with super().begin(limit_s=limit_s) as tx:
                 yield tx
             return
         connection = self.engine.connect()

@@ -17,6 +17,8 @@ from hint_words import (
     Table,
     consume,
     drain,
+    hint,
+    hint_refresh,
     names,
     ready,
 )
@@ -52,8 +54,8 @@ def broker(client):
 
 
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
-def test_a_thousand_hints_to_a_redis_that_hangs_cost_one_time_out(tmp_path, family):
-    """Uploads must not each wait: the first one does, the rest are short-circuited."""
+def test_a_thousand_hints_to_a_redis_that_hangs_make_nobody_wait(tmp_path, family):
+    """Not even the first one waits; the thread that sends them waits once for all of them."""
     path = str(tmp_path / "hung.sock")
     with socket.socket(family) as listener:
         listener.bind(path if family == socket.AF_UNIX else ("127.0.0.1", 0))
@@ -61,15 +63,12 @@ def test_a_thousand_hints_to_a_redis_that_hangs_cost_one_time_out(tmp_path, fami
         address = listener.getsockname()
         is_unix = family == socket.AF_UNIX
         broker = connect(f"unix://{path}" if is_unix else f"redis://127.0.0.1:{address[1]}/0")
-        slowest = 0.0
         started = time.monotonic()
         for _ in range(1000):
-            before = time.monotonic()
-            assert not broker.hint(uuid4())
-            slowest = max(slowest, time.monotonic() - before)
-        assert time.monotonic() - started < 1.4
-        assert slowest < 1.0
+            broker.hint(uuid4())
+        assert time.monotonic() - started < 0.4, "the first time-out is after half a second"
         broker.close()
+        assert time.monotonic() - started < 2.0
     assert broker.counts["failed"] == 1000
 
 
@@ -91,7 +90,7 @@ def test_ack_nack_and_requeue_never_raise_while_redis_is_away():
     client = fakeredis.FakeRedis(server=server)
     broker = ready(HintBroker(link=RedisLink(client, client)))
     for post_processor_id in (A, B, C):
-        broker.hint(post_processor_id)
+        hint(broker, post_processor_id)
     consumer = consume(broker, slots=3)
     first, second, third = drain(consumer)
     server.connected = False
@@ -106,13 +105,13 @@ def test_ack_nack_and_requeue_never_raise_while_redis_is_away():
 
 
 def test_one_refresh_runs_at_a_time_and_takes_no_slot(broker, client):
-    broker.refresh_label_stats()
+    hint_refresh(broker)
     consumer = consume(broker, slots=1)
     (refresh,) = drain(consumer)
     assert refresh.actor_name == "refresh_label_stats"
-    broker.refresh_label_stats()  # queued again: deltas may have come after the fold's snapshot
+    hint_refresh(broker)  # queued again: deltas may have come after the fold's snapshot
     assert drain(consumer, looks=2) == []
-    broker.hint(A)
+    hint(broker, A)
     assert names(drain(consumer)) == [A]
     consumer.ack(refresh)
     (again,) = drain(consumer, looks=1)
@@ -121,7 +120,7 @@ def test_one_refresh_runs_at_a_time_and_takes_no_slot(broker, client):
 
 def test_the_consumer_takes_no_more_than_it_has_slots(broker, client):
     for post_processor_id in (A, B, C):
-        broker.hint(post_processor_id)
+        hint(broker, post_processor_id)
     consumer = consume(broker, slots=2)
     first, second = drain(consumer, looks=3)
     assert client.llen(QUEUE_KEY) == 1

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 from factories import World, classes
 from ppworker.errors import Invalid, NotFound
-from ppworker.pipeline.control import operations
+from ppworker.pipeline.control import operations, reapply
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.setup import catalogue
 from ppworker.pipeline.transfer import delete, duplicate
-from ppworker.store import datasets, labels, stats, versions
+from ppworker.store import datasets, labels, results, stats, versions
 from ppworker.store.db import Tx
 from ppworker.store.ids import new_id
 from ppworker.store.operations import Operation
@@ -167,6 +167,25 @@ def test_a_copy_says_what_the_source_says_and_has_no_jobs(world):
     assert {id_[14] for id_ in ids} == {"7"}
     assert {id_[19] for id_ in ids} <= set("89ab")
     world.check()
+
+
+def test_a_reapply_over_a_version_and_its_copy_gives_each_its_own_labels(world):
+    processor = world.processor(order=1)
+    items = world.add(*(f"word {n}" for n in range(5)))
+    world.run(processor, classes("cat"))
+    copy = duplicate.copy_of(finish(world, duplicate.begin(world.deps, source_of(world))))
+    scope = results.Scope(post_processor_id=processor.id, dataset_id=world.dataset.id)
+    for threshold in (0.95, 0.5):  # all of them away, and back again
+        changed = world.change(processor, confidence_threshold=threshold)
+        done = finish(world, reapply.begin(world.deps, changed, scope, world.user))
+        assert (done.status, done.error) == ("completed", "")
+        world.check()
+    rows = world.sql(
+        "SELECT a.version_id, l.name, count(*) FROM annotations a JOIN labels l "
+        "ON l.id = a.label_id WHERE a.deleted_at IS NULL GROUP BY 1, 2"
+    )
+    versions_there = {world.dataset.version_id, copy}
+    assert {tuple(row) for row in rows} == {(v, "cat", len(items)) for v in versions_there}
 
 
 def test_what_changes_in_one_stays_out_of_the_other(world):

@@ -548,7 +548,7 @@ def test_a_claim_behind_its_bound_still_finds_what_was_committed_late(world: Wor
     world.sql(
         "UPDATE post_processor_jobs SET run_at = run_at - interval '1 h' WHERE status = 'pending'"
     )
-    late = execute.claim(world.deps, processor, limit=5, behind=first.bound)
+    late = execute.claim(world.deps, processor, limit=5, behind=first.places)
     assert len(late.jobs) == 1
 
 

@@ -132,7 +132,7 @@ class _CutAtCommit(Database):
         self.cut: str | None = None
 
     @contextmanager
-    def begin(self) -> Iterator[Tx]:
+    def begin(self, *, limit_s: float | None = None) -> Iterator[Tx]:
         cut, self.cut = self.cut, None
         if cut is None:
             with super().begin() as tx:
@@ -201,7 +201,7 @@ def test_a_finish_waits_for_a_database_that_is_away(world: World) -> None:
 
     class Flaky(_CutAtCommit):
         @contextmanager
-        def begin(self) -> Iterator[Tx]:
+        def begin(self, *, limit_s: float | None = None) -> Iterator[Tx]:
             if self.cut and (error := next(failures, None)):
                 raise error
             with Database.begin(self) as tx:

@@ -21,6 +21,8 @@ from recordings import KINDS, SPEECH, make, recording, tone, wav
 class Real:
     """A real model, in a process of its own as in a worker."""
 
+    shares_process = False
+
     def __init__(self, pool: RunnerPool, processor: PostProcessor) -> None:
         self._pool = pool
         permit = pool.acquire(processor.runner, processor.runner_config)

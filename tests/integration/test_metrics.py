@@ -75,6 +75,13 @@ def anything(rng: random.Random) -> Any:
     return lambda _: rng.choice(said)
 
 
+def run_all(world, processor, said):
+    """Whatever is pending, batch by batch: a job that killed its model runs alone."""
+    world.make_due()
+    while (batch := world.claim(processor)).jobs:
+        world.run(processor, said, batch=batch)
+
+
 def one_of_everything(world: World, rng: random.Random) -> None:
     """A load in which each edge of a job is taken, several times."""
     early = world.processor("early", max_attempts=3)
@@ -106,12 +113,10 @@ def one_of_everything(world: World, rng: random.Random) -> None:
                 operate.cancel(world.deps, world.user, job.id)
         world.make_due()
     for processor, said in ((early, UnreadableInput("broken")), (late, classes("cat"))):
-        world.make_due()
-        world.run(processor, said)
+        run_all(world, processor, said)
     operate.retry_failed(world.deps, world.user, successors=True)
     for processor in (early, strict, late):
-        world.make_due()
-        world.run(processor, classes("cat"))
+        run_all(world, processor, classes("cat"))
     further = world.processor("further")
     list(operate.backfill(world.deps, further, [world.train]))
     world.run(further, anything(rng))

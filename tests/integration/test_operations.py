@@ -409,7 +409,7 @@ class _CutAtCommit(Database):
         threading.Timer(0.5, arrive).start()
 
     @contextmanager
-    def begin(self) -> Iterator[Tx]:
+    def begin(self, *, limit_s: float | None = None) -> Iterator[Tx]:
         cut, self.cut = self.cut, None
         if cut == "under way":
             with self._late() as tx:
@@ -447,6 +447,28 @@ def test_a_commit_whose_answer_was_lost_is_decided_right(world, counting, monkey
     assert counting.numbers() == list(range(50))
     assert counting.told == [10, 20, 30, 40, 50], "each chunk is told of once"
     assert read(world, id_) == done
+
+
+@pytest.mark.parametrize("how", ["applied", "under way", "lost"])
+def test_an_operation_whose_turn_ended_with_a_lost_commit_waits_for_no_lease(world, counting, how):
+    """Who runs it does not wait for the database then: its turn is over."""
+    cutting = _CutAtCommit(world.deps.db)
+    id_ = counting.begin()
+
+    def cut(operation: Operation) -> None:
+        if operation.cursor == 20:
+            cutting.cut = how
+            cut_at.append(20)
+
+    cut_at: list[int] = []
+    counting.prepared = cut
+    with pytest.raises(CommitUnknown):
+        counting.run(deps=replace(world.deps, db=cutting), until=lambda: bool(cut_at))
+    left = read(world, id_)
+    assert (left.status, left.attempts) == ("pending", 0)
+    counting.prepared = lambda _: None
+    assert counting.run().status == "completed"
+    assert counting.numbers() == list(range(50))
 
 
 def test_a_commit_whose_answer_was_lost_is_not_followed_by_more_of_an_operation_lost_since(
@@ -504,7 +526,8 @@ def test_while_postgresql_is_away_it_waits_and_a_stop_ends_the_wait(world, count
     counting.prepared = vanish
     with pytest.raises(StoreUnavailable):
         counting.run(until=lambda: away[0])
-    assert (read(world, id_).status, read(world, id_).cursor) == ("processing", 20)
+    left = read(world, id_)
+    assert (left.status, left.cursor, left.attempts) == ("pending", 20, 0), "given back, once it is"
 
     def come_back(operation: Operation) -> None:
         if operation.cursor == 20 and away.pop():
@@ -512,7 +535,6 @@ def test_while_postgresql_is_away_it_waits_and_a_stop_ends_the_wait(world, count
 
     away[:] = [False, True]
     counting.prepared = come_back
-    expire(world)
     assert counting.run().status == "completed"
     assert counting.numbers() == list(range(50))
 

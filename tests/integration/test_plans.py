@@ -1,18 +1,23 @@
 """The statements that every worker sends use their partial index among a million finished jobs."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg import sql
 
 from factories import World
 from ppworker.pipeline.runs import rescue
-from ppworker.store import jobs
+from ppworker.store import claims, jobs
 from ppworker.store.db import Database
 
 FINISHED, PENDING, PROCESSORS = 1_000_000, 100_000, 50
+
+LEASE = claims.Lease(worker_id=UUID(int=1), batch_id=UUID(int=2), lease_s=60, deadline_s=600)
 
 Captured = list[tuple[str, Any]]
 
@@ -79,38 +84,35 @@ def test_claim_rescue_and_inflight_use_their_partial_index(crowded: World, sent:
     with crowded.deps.db.begin() as tx:
         processor_id = tx.execute(sa.text("SELECT id FROM post_processors LIMIT 1")).scalar_one()
 
-    def claim(behind: jobs.Bound | None = None) -> Callable[[], object]:
-        def run() -> object:
+    def claim(first: int = 0, behind: claims.Places | None = None) -> Callable[[], claims.Claim]:
+        def run() -> claims.Claim:
             with crowded.deps.db.begin() as tx:
-                return jobs.claim(
-                    tx,
-                    processor_id,
-                    reads="any",
-                    worker_id=UUID(int=1),
-                    batch_id=UUID(int=2),
-                    limit=100,
-                    lease_s=60,
-                    deadline_s=600,
-                    behind=behind,
+                return claims.claim(
+                    tx, processor_id, LEASE, reads="any", limit=100, first=first, behind=behind
                 )
 
         return run
 
-    first = claim()()
-    assert isinstance(first, list)
-    last = first[-1]
+    def suspects() -> list[claims.ClaimedJob]:
+        with crowded.deps.db.begin() as tx:
+            return claims.claim_suspects(tx, processor_id, LEASE, reads="any", limit=100)
+
+    last = claim()().jobs[-1]
+    places = {last.priority: (last.run_at, last.id)}
     for label, run, index, most_blocks in [
-        ("claim", claim(), "post_processor_jobs_claim", 8_000),
+        ("claim", claim(), "post_processor_jobs_claim", 6_000),
         (
             "claim behind",
-            claim((last.priority, last.run_at, last.id)),
+            claim(behind=places),
             "post_processor_jobs_claim",
-            8_000,
+            6_000,
         ),
+        ("claim of bulk first", claim(first=1), "post_processor_jobs_claim", 6_000),
+        ("claim of suspects", suspects, "post_processor_jobs_suspects", 50),
         ("rescue", lambda: rescue.rescue(crowded.deps), "post_processor_jobs_inflight", 500),
         (
             "in flight",
-            lambda: _in_tx(crowded, lambda tx: jobs.count_batches(tx, processor_id)),
+            lambda: _in_tx(crowded, lambda tx: claims.count_batches(tx, processor_id)),
             "post_processor_jobs_inflight",
             500,
         ),
@@ -126,10 +128,10 @@ def test_claim_rescue_and_inflight_use_their_partial_index(crowded: World, sent:
         assert "post_processor_jobs" not in scanned(plan), f"{label} scans the table"
         assert blocks < most_blocks, label
 
-    _as_workers_send_them(crowded, processor_id)
+    _as_workers_send_them(crowded, processor_id, places)
 
 
-def _as_workers_send_them(world: World, processor_id: UUID) -> None:
+def _as_workers_send_them(world: World, processor_id: UUID, places: claims.Places) -> None:
     """Prepared, with one plan for all parameters: no scan of the table, few index entries read."""
     url = world.deps.db.engine.url.render_as_string(hide_password=False)
     steady = Database(url, connections=1, steady_plans=True)
@@ -146,18 +148,12 @@ def _as_workers_send_them(world: World, processor_id: UUID) -> None:
     before = counted()
     for call in range(calls):
         with steady.begin() as tx:
-            claimed = jobs.claim(
-                tx,
-                processor_id,
-                reads="any",
-                worker_id=UUID(int=1),
-                batch_id=UUID(int=call),
-                limit=50,
-                lease_s=60,
-                deadline_s=600,
+            claimed = claims.claim(
+                tx, processor_id, LEASE, reads="any", limit=50, first=call % 2, behind=places
             )
-            assert len(claimed) == 50
-            jobs.count_batches(tx, processor_id)
+            assert len(claimed.jobs) == 50
+            claims.claim_suspects(tx, processor_id, LEASE, reads="any", limit=50)
+            claims.count_batches(tx, processor_id)
             jobs.find_expired(tx, limit=500)
             jobs.find_due(tx)
             tx.execute(sa.text("SELECT pg_stat_force_next_flush()"))
@@ -175,12 +171,21 @@ def _in_tx(world: World, work: Callable[[Any], object]) -> object:
 
 
 def explain(world: World, statement: str, parameters: Any) -> dict[str, Any]:
-    """The plan of a statement as it ran, undone afterwards."""
-    with world.deps.db.engine.connect() as connection:
-        rows = connection.exec_driver_sql(
-            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
+    """The plan of a statement as it ran, undone afterwards; one plan for all parameters, by an
+    index, as workers have it."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement)
+    values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in names)
+    url = world.deps.db.engine.url.set(drivername="postgresql")
+    with psycopg.connect(url.render_as_string(hide_password=False)) as connection:
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        connection.execute("SET enable_seqscan = off")
+        connection.execute(f"PREPARE asked AS {numbered}".encode())
+        asked = sql.SQL("EXECUTE asked ({})").format(values) if names else sql.SQL("EXECUTE asked")
+        rows = connection.execute(
+            sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}").format(asked)
         )
-        plan: dict[str, Any] = rows.scalar_one()[0]["Plan"]
+        plan: dict[str, Any] = rows.fetchall()[0][0][0]["Plan"]
         connection.rollback()
     return plan
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from factories import World, classes
+from factories import Model, World, classes
 from ppworker.errors import RunnerTimeout, UnreadableInput
 from ppworker.pipeline.control import operations, reapply
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.inferences import inferences
+from ppworker.pipeline.runs import execute
 from ppworker.runners.base import RunnerInput
 from ppworker.store import labels
 from ppworker.store.datasets import Split
@@ -94,6 +95,28 @@ def test_a_batch_of_200_costs_as_many_statements_as_a_batch_of_1(
     assert 10 < len(many) < 40
     assert {job.status for job in world.jobs()} == {"completed", "failed", "pending"}
     world.check()
+
+
+def test_a_model_in_the_workers_process_costs_one_statement_more(
+    world: World, statements: Callable[[Callable[[], object]], list[str]]
+) -> None:
+    """The note of who was in it, should it die; the end of the batch takes it away by the way."""
+    processor = world.processor()
+
+    def run(*, shares_process: bool) -> None:
+        model = Model(lambda _: classes("cat"), shares_process=shares_process)
+        execute.run(world.deps, world.labels, processor, model, world.claim(processor))
+
+    for word in ("makes the label", "reads it"):  # later runs know it, and find the connections
+        world.add(word)
+        statements(lambda: run(shares_process=True))
+    world.add("one")
+    apart = statements(lambda: run(shares_process=False))
+    world.add("two")
+    within = statements(lambda: run(shares_process=True))
+    added = [line for line in within if "INSERT INTO model_entries" in line]
+    print(f"statements per batch: {len(apart)} apart, {len(within)} within the worker's process")
+    assert (len(within) - len(apart), len(added)) == (1, 1), "\n".join([*apart, "---", *within])
 
 
 def test_a_chunk_of_a_reapply_costs_as_many_statements_for_100_items_as_for_1(

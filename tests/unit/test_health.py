@@ -183,10 +183,21 @@ def test_a_loop_may_miss_two_of_three_polls(group):
 
 def test_who_polls_seldom_is_ready_for_longer(group):
     slow = Health(
-        place=group.runtime.path, lease_s=LEASE_S, poll_s=60.0, database=lambda: True,
+        place=group.runtime.path, lease_s=300.0, poll_s=60.0, database=lambda: True,
         redis=lambda: None, clock=lambda: time.monotonic() + 170,
     )  # fmt: skip
     assert slow.ready().is_ok
+
+
+def test_a_worker_that_renewed_no_lease_for_a_lease_is_not_ready_though_others_reach_the_database(
+    group,
+):
+    group.write("worker-1", renewed_at=time.monotonic() - LEASE_S - 10)
+    verdict = group.health.ready()
+    assert verdict.is_ok
+    assert verdict.degraded == ["worker-1: the database has not answered it for 40 s"]
+    group.write("worker-0", renewed_at=time.monotonic() - LEASE_S - 10)
+    assert not group.health.ready().is_ok
 
 
 def test_a_group_that_is_about_to_stop_is_live_and_not_ready(group):

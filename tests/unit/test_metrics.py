@@ -125,6 +125,13 @@ EDGES_AND_FIGURES = [
         },
     ),
     (
+        moved("suspected", reason="lease_expired"),
+        {
+            ("job_attempts_total", "lease_lost", "ocr"): 1,
+            ("jobs_rescued_total", "lease_expired", "ocr"): 1,
+        },
+    ),
+    (
         moved("exhausted", to=Status.FAILED, reason="lease_expired"),
         {
             ("job_attempts_total", "lease_lost", "ocr"): 1,

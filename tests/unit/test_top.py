@@ -13,6 +13,7 @@ from rich.console import Console
 from ppworker.cli import frame as frames
 from ppworker.cli import program
 from ppworker.cli.frame import Frame, Room, draw
+from ppworker.domain.circuit import State
 from ppworker.store.activity import Activity, OperationStatus
 from ppworker.store.overview import Count, ProcessorStatus, WorkerStatus
 
@@ -22,7 +23,8 @@ NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 def processor(name="kind", **values):
     given: dict[str, Any] = {
         "id": UUID(int=hash(name) % 2**64), "dataset": "letters", "name": name, "runner": "magika",
-        "enabled": True, "paused_by_operator": False, "circuit_until": None,
+        "enabled": True, "paused_by_operator": False, "circuit": State.CLOSED,
+        "circuit_until": None, "circuit_reason": "",
     }  # fmt: skip
     return ProcessorStatus(**given | values)
 
@@ -139,7 +141,8 @@ def test_states_are_words_not_only_colours():
             processor("p-on"),
             processor("p-off", enabled=False),
             processor("p-held", paused_by_operator=True),
-            processor("p-rests", circuit_until=NOW + timedelta(seconds=30)),
+            processor("p-rests", circuit=State.OPEN, circuit_until=NOW + timedelta(seconds=30)),
+            processor("p-tries", circuit=State.HALF_OPEN, circuit_until=NOW),
         ],
         workers=[worker(1), worker(2, draining=True), worker(3, seen_s=61.0, draining=True)],
     )
@@ -148,6 +151,7 @@ def test_states_are_words_not_only_colours():
     assert row_of(lines, "p-off").startswith("letters/p-off disabled ")
     assert row_of(lines, "p-held").startswith("letters/p-held paused ")
     assert row_of(lines, "p-rests").startswith("letters/p-rests resting 30 s ")
+    assert row_of(lines, "p-tries").startswith("letters/p-tries trying ")
     assert row_of(lines, "host/1").startswith("host/1 live ")
     assert row_of(lines, "host/2").startswith("host/2 draining ")
     assert row_of(lines, "host/3").startswith("host/3 lost ")

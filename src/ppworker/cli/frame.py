@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppworker.cli import render
+from ppworker.domain.circuit import State
 from ppworker.store.activity import Activity, OperationStatus
 from ppworker.store.overview import ProcessorStatus, WorkerStatus
 
@@ -200,7 +201,9 @@ def _processor_columns(now: Activity, room: Room) -> list[_Column]:
             return Text("disabled", "dim")
         if each.paused_by_operator:
             return Text("paused", "yellow")
-        if each.circuit_until is not None:
+        if each.circuit is State.HALF_OPEN:
+            return Text("trying", "yellow")
+        if each.circuit is State.OPEN and each.circuit_until is not None:
             left = (each.circuit_until - now.at).total_seconds()
             return Text(f"resting {_age(max(left, 0.0))}", "yellow")
         return Text("on", "green")

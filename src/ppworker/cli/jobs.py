@@ -7,15 +7,17 @@ from uuid import UUID
 
 import typer
 
+from ppworker.cli import operations as operations_cli
 from ppworker.cli import references, render
 from ppworker.cli.items import After, Limit
+from ppworker.cli.operations import Wait
 from ppworker.cli.reapply import reapply
 from ppworker.cli.session import Call, Session, as_uuid, command, group, page_size
 from ppworker.cli.session import session as open_session
 from ppworker.domain.job import Status
 from ppworker.errors import Invalid, NotFound, RequestError
-from ppworker.pipeline.control import operate
-from ppworker.store import datasets, job_operations, overview, results
+from ppworker.pipeline.control import operate, retry_jobs
+from ppworker.store import datasets, job_operations, operations, overview, results
 
 _POLL_S = 0.5
 _LOOK_S = 5.0
@@ -55,6 +57,10 @@ def list_jobs(
     status: Annotated[
         str | None, typer.Option("--status", help="pending, processing, completed or failed.")
     ] = None,
+    reason: Annotated[
+        str | None,
+        typer.Option("--reason", help="Why it waits or failed: crash, timeout and so on."),
+    ] = None,
     processor: ProcessorFilter = None,
     item: Annotated[str | None, typer.Option("--item", metavar="ITEM", help="Id.")] = None,
     limit: Limit = 100,
@@ -76,6 +82,7 @@ def list_jobs(
                 item_id=item_id,
                 post_processor_id=processor_id,
                 status=status,
+                reason=reason,
                 after=behind,
                 limit=limit,
             )
@@ -127,8 +134,12 @@ def retry(
     successors: Annotated[
         bool, typer.Option("--successors", help="Run later post-processors of the item again.")
     ] = False,
+    wait: Wait = False,
 ) -> None:
-    """Retry failed jobs with a fresh budget of attempts."""
+    """Retry failed jobs with a fresh budget of attempts.
+
+    More than a thousand are restarted bit by bit, behind live work, by an operation.
+    """
     if bool(job) == failed:
         raise Invalid("name jobs by their ids, or give --failed", field="JOB")
     if not failed and (dataset or processor or reason):
@@ -142,18 +153,37 @@ def retry(
             )  # fmt: skip
             return
         dataset_id, processor_id = _scope(s, dataset, processor)
-        done = operate.retry_failed(
-            s.deps,
-            s.user_id,
+        wanted = retry_jobs.Wanted(
             dataset_id=dataset_id,
             post_processor_id=processor_id,
             reason=reason,
             successors=successors,
         )
+        done = retry_jobs.begin(s.deps, s.user_id, wanted)
+        if isinstance(done, UUID):
+            _tell_begun(call, s, done, wait=wait)
+            return
     if call.as_json:
-        render.as_json({"retried": done.changed, "skipped": done.skipped})
+        render.as_json({"retried": done.changed, "skipped": done.skipped, "operation": None})
     else:
         render.say(f"{done.changed} jobs retried, {done.skipped} left alone")
+
+
+def _tell_begun(call: Call, s: Session, id_: UUID, *, wait: bool) -> None:
+    """Say what restarts many jobs, at its end if somebody waits for it."""
+    if wait:
+        operations_cli.finish(call, operations_cli.follow(s, id_))
+        return
+    begun = s.read(lambda tx: operations.find_operation(tx, s.user_id, id_))
+    if call.as_json:
+        about = None if begun is None else operations_cli.about(begun)
+        render.as_json({"retried": 0, "skipped": 0, "operation": about})
+    else:
+        total = 0 if begun is None else begun.total
+        render.say(
+            f"workers restart up to {total} jobs bit by bit, behind live work; "
+            f"`ppworker operations show {id_}` says how far they are"
+        )
 
 
 @command(_jobs, "cancel")
@@ -261,7 +291,11 @@ def _why_held(held: overview.Held) -> str:
         return f"{name} is disabled: its jobs wait until somebody enables it"
     if held.paused_by_operator:
         return f"{name} is paused: its jobs wait; `ppworker processors resume {name}` lets it run"
-    return f"{name} is paused until {held.circuit_until} after repeated failures: its jobs wait"
+    until = render.moment(held.circuit_until) if held.circuit_until else "once"
+    return (
+        f"{name} is paused because its model fails ({held.circuit_reason or 'unknown'}): it tries "
+        f"one job at {until}; `ppworker processors close-circuit {name}` lets it run now"
+    )
 
 
 def _scope(

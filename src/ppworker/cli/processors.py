@@ -13,8 +13,10 @@ from ppworker.cli.processor_change import change, mapping_of
 from ppworker.cli.session import Call, Session, command, group, session
 from ppworker.cli.undo import undo
 from ppworker.domain.apply import Applied
+from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Invalid
 from ppworker.pipeline.control import operate
+from ppworker.pipeline.runs import circuits
 from ppworker.pipeline.runs.trial import Trial, try_out
 from ppworker.pipeline.setup import processors
 from ppworker.runners.pool import RunnerPool
@@ -184,6 +186,8 @@ def list_processors(call: Call, dataset: DatasetRef) -> None:
         | {
             "paused": pauses[each.id].paused_by_operator,
             "circuit_until": render.plain(pauses[each.id].circuit_until),
+            "circuit_reason": pauses[each.id].circuit_reason,
+            "state": _state(each, pauses[each.id]),
         }
         for each in found
     ]
@@ -191,8 +195,19 @@ def list_processors(call: Call, dataset: DatasetRef) -> None:
         render.as_json(rows)
         return
     columns = ("id", "order", "name", "runner", "model_type", "output_target",
-               "confidence_threshold", "paused")  # fmt: skip
+               "confidence_threshold", "state")  # fmt: skip
     render.table(rows, columns, empty="no post-processors")
+
+
+def _state(processor: PostProcessor, pauses: post_processors.Pauses) -> str:
+    """Whether it runs; if several keep it from running, all of them."""
+    found = [] if processor.enabled else ["disabled"]
+    if pauses.paused_by_operator:
+        found.append("paused")
+    if pauses.circuit_until is not None:
+        when = f"tries one job at {render.moment(pauses.circuit_until)}"
+        found.append(f"paused by failures ({pauses.circuit_reason}), {when}")
+    return "; ".join(found) or "on"
 
 
 @command(_processors, "check")
@@ -278,8 +293,22 @@ def pause(call: Call, processor: ProcessorRef) -> None:
 
 @command(_processors, "resume")
 def resume(call: Call, processor: ProcessorRef) -> None:
-    """Let a paused post-processor run again."""
+    """Let a post-processor run again that somebody paused; a pause by failures stays."""
     _set_paused(call, processor, paused=False)
+
+
+@command(_processors, "close-circuit")
+def close_circuit(call: Call, processor: ProcessorRef) -> None:
+    """End a post-processor's pause by failures at once; a pause by somebody stays."""
+    with session(call) as s:
+        found = s.read(lambda tx: references.get_processor(tx, s.user_id, processor))
+        was_open = circuits.close(s.deps, found.id, found.name)
+    if call.as_json:
+        render.as_json({"id": found.id, "name": found.name, "was_open": was_open})
+    elif was_open:
+        render.say(f"{found.name} is no longer paused by failures")
+    else:
+        render.say(f"{found.name} was not paused by failures")
 
 
 def _set_paused(call: Call, processor: str, *, paused: bool) -> None:

@@ -44,6 +44,7 @@ _COMMANDS = {
     "doctor": ("doctor", "Look for trouble ahead: settings, servers, machine."),
     "sweep": ("upkeep", "Run every periodic repair once."),
     "migrate": ("upkeep", "Bring the database's schema up to date."),
+    "chaos": ("chaos", "For developers: break a ppworker and measure what it makes of it."),
 }
 """Each command with the module that holds it, imported only when it is the one that is run."""
 

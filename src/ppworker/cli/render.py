@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,11 @@ def cell(value: Any) -> str:
 def line(text: str) -> str:
     """The text with every character that is no plain letter on a line written as its escape."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def moment(at: datetime) -> str:
+    """A time for a person."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def shortened(text: str | None, most: int = 60) -> str:

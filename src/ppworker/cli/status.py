@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import typer
 
 from ppworker.cli import render
 from ppworker.cli.session import Call, command, session
+from ppworker.domain.circuit import State
 from ppworker.store import activity, overview
 from ppworker.store.db import Tx
 
@@ -123,4 +125,10 @@ def _state(row: dict[str, Any]) -> str:
         return "disabled"
     if row["paused_by_operator"]:
         return "paused"
-    return "resting after failures" if row["circuit_until"] else "on"
+    if row["circuit"] == State.CLOSED:
+        return "on"
+    why = row["circuit_reason"] or "failures"
+    if row["circuit"] == State.HALF_OPEN:
+        return f"tries one job after {why}"
+    until = render.moment(datetime.fromisoformat(row["circuit_until"]))
+    return f"rests until {until} after {why}"

@@ -32,10 +32,10 @@ def migrate(call: Call) -> None:
 
 
 def sweep(call: Call) -> None:
-    """Run every periodic repair once: rescue, fold, prune."""
+    """Run every periodic repair once: rescue, fold, remove what is old."""
     with session(call) as s:
         # Not through the sweeper, which logs a failure and goes on: here it is the answer.
-        touched = {each.name: each.run() for each in wiring.sweeps(s.deps)}
+        touched = {each.name: each.run() for each in wiring.sweeps(s.deps, at_once=True)}
     if call.as_json:
         render.as_json(touched)
     else:

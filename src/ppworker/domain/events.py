@@ -60,6 +60,32 @@ class StatsRebuilt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitOpened:
+    """A post-processor pauses because of its model."""
+
+    post_processor: str
+    cause: str
+    """failures, or asked: the model said how long to leave it alone."""
+    reason: str
+    """Of the last failure: unavailable, overloaded, timeout, auth."""
+    failures: int
+    """In a row."""
+    trips: int
+    """Times that failures made it pause since the last answer."""
+    seconds: float
+    """Length of the pause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitClosed:
+    """A post-processor that paused because of its model goes on."""
+
+    post_processor: str
+    by: str
+    """answer, or operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperationMoved:
     """An operation began, ended, or went back to wait."""
 
@@ -115,6 +141,8 @@ Event = (
     | LeaseRefused
     | LabelsCreated
     | StatsRebuilt
+    | CircuitOpened
+    | CircuitClosed
     | OperationMoved
     | OperationAdvanced
     | CommandFollowed

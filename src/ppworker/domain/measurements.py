@@ -62,6 +62,21 @@ class BatchFinished:
     """Time of the transaction, waits for locks and repetitions among it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsPruned:
+    """Jobs that were over for long were removed."""
+
+    status: str
+    """completed or failed."""
+    jobs: int
+
+
 Measurement = (
-    AnnotationsWritten | JobsDeduplicated | ClaimTried | TurnEnded | ModelAsked | BatchFinished
+    AnnotationsWritten
+    | JobsDeduplicated
+    | ClaimTried
+    | TurnEnded
+    | ModelAsked
+    | BatchFinished
+    | JobsPruned
 )

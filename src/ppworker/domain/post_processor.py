@@ -64,6 +64,9 @@ class PostProcessor:
     max_attempts: int = 3
     on_failure: Literal["continue", "stop"] = "continue"
     """Whether later post-processors of an item still run when this one failed."""
+    half_open: bool = field(default=False, compare=False)
+    """Whether its pause by failures is over and its model has not answered since, when it was read
+    for a worker: jobs then run one at a time."""
     revision: str = field(default="", compare=False)
     """Changes with every change of the stored row; empty where it was not read from there."""
 

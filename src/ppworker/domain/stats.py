@@ -5,11 +5,12 @@ what a recount would find.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 from uuid import UUID
 
+K = TypeVar("K", bound=Hashable)
 Bucket = Literal["label", "unlabelled", "total"]
 LabelCounts = Mapping[UUID | None, int] | Mapping[UUID, int]
 """Annotations of one item per label; None stands for annotations without a label."""
@@ -36,14 +37,14 @@ class StatDelta:
 
 
 def deltas(
-    before: Mapping[UUID, LabelCounts],
-    after: Mapping[UUID, LabelCounts],
-    splits: Mapping[UUID, Sequence[UUID]],
+    before: Mapping[K, LabelCounts],
+    after: Mapping[K, LabelCounts],
+    splits: Mapping[K, Sequence[UUID]],
 ) -> list[StatDelta]:
     """Change of stats when annotations of items change and their splits do not.
 
     Args:
-        before: label counts by item; a missing item has no annotations.
+        before: label counts by item, or by item and version; a missing one has no annotations.
         after: the same once the change is made.
         splits: splits of each item; an item in no split counts nowhere.
 

@@ -130,6 +130,9 @@ class Health:
             return "starting"
         if self._is_unwritten(found):
             return ""  # who gets on and works, but has no room to tell of it
+        unrenewed_s = 0.0 if found.renewed_at is None else self.clock() - found.renewed_at
+        if unrenewed_s > self.lease_s + vitals.WRITE_S:
+            return f"the database has not answered it for {unrenewed_s:.0f} s"
         looked_at = found.looked_at or found.started_at
         unlooked_s = self.clock() - looked_at
         if unlooked_s > LOOKS * max(self.poll_s, _LONGEST_TURN_S) + vitals.WRITE_S:

@@ -12,10 +12,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ppworker.domain.circuit import State
 from ppworker.metric_names import BY_NAME
 from ppworker.metrics import is_readable
 from ppworker.monitoring import folder, vitals
 from ppworker.store.gauges import Readings
+
+_CIRCUITS = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 
 
 class Scrape(Collector):
@@ -97,6 +100,7 @@ def _from_database(found: Readings) -> Iterator[Metric]:
     due: defaultdict[tuple[str, ...], float] = defaultdict(float)
     waited: dict[tuple[str, ...], float] = {}
     paused: dict[tuple[str, ...], float] = {}
+    circuits: dict[tuple[str, ...], float] = {}
     leases: dict[tuple[str, ...], float] = {}
     for each in found.processors:  # those of one name in several datasets become one
         key = (each.name,)
@@ -106,6 +110,7 @@ def _from_database(found: Readings) -> Iterator[Metric]:
         leases[key] = found.oldest_lease_s.get(each.name, 0.0)
         is_off = each.paused_by_operator or not each.enabled
         paused[key] = max(paused.get(key, 0.0), float(is_off))
+        circuits[key] = max(circuits.get(key, 0.0), _CIRCUITS[each.circuit])
         if not each.is_held:
             waited[key] = max(waited.get(key, 0.0), each.oldest_due_s or 0.0)
     yield _gauge("jobs", jobs)
@@ -113,6 +118,7 @@ def _from_database(found: Readings) -> Iterator[Metric]:
     yield _gauge("oldest_due_job_age_seconds", waited)
     yield _gauge("oldest_lease_age_seconds", leases)
     yield _gauge("processor_paused", paused)
+    yield _gauge("circuit_state", circuits)
     yield _gauge("workers", {(state,): float(n) for state, n in found.workers.items()})
     yield _single("stats_staleness_seconds", max(0.0, found.oldest_delta_s or 0.0))
     yield _single("stats_unfolded_deltas", float(found.deltas))

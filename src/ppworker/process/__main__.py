@@ -15,7 +15,8 @@ ROLES = ("worker", "api", "monitor")
 
 
 def main() -> None:
-    """Run one process; exits 0 after a stop, 2 on a configuration error, 1 otherwise."""
+    """Run one process; exits 0 after a stop, 2 on a configuration error, 3 when a slot
+    hung in a model, 1 otherwise."""
     role = sys.argv[1] if len(sys.argv) > 1 else "worker"
     if role not in ROLES:
         sys.stderr.write(f"ppworker: no role '{role}'; there are {', '.join(ROLES)}\n")

@@ -14,6 +14,7 @@ from ppworker.monitoring.vitals import Journal
 from ppworker.process.watch import watch
 from ppworker.settings import Settings
 from ppworker.store import schema
+from ppworker.store.connections import SERVER_LIMITS
 from ppworker.store.db import Database
 from ppworker.worker.parent import bind_to_parent
 from ppworker.worker.signals import Signals
@@ -39,6 +40,7 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         settings,
         name="ppworker api",
         connections=settings.pool_size or settings.api_threads + _OTHER_CONNECTIONS,
+        limits=SERVER_LIMITS,
         metrics=metrics,
     )
     broker = wiring.hint_broker(settings, counted=metrics.hint_counted)

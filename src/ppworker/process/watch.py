@@ -14,6 +14,7 @@ from ppworker.monitoring.patience import Bounded
 from ppworker.monitoring.scrape import Scrape
 from ppworker.settings import Settings
 from ppworker.store import accounts, gauges, overview, schema
+from ppworker.store.connections import WORKER_LIMITS
 from ppworker.store.db import Database
 from ppworker.worker.link import COMMAND_TIMEOUT_S, open_client
 
@@ -32,7 +33,9 @@ def watch(settings: Settings, place: Place) -> tuple[APIRouter, Callable[[], Non
         settings: with the database's URL.
         place: where the process stands that serves them.
     """
-    db = wiring.open_database(settings, name="ppworker monitor", connections=_CONNECTIONS)
+    db = wiring.open_database(
+        settings, name="ppworker monitor", connections=_CONNECTIONS, limits=WORKER_LIMITS
+    )
     schema_version = schema.REVISION
 
     def read_gauges() -> gauges.Readings:
@@ -65,7 +68,7 @@ def watch(settings: Settings, place: Place) -> tuple[APIRouter, Callable[[], Non
 
 
 def _ping(db: Database) -> bool:
-    with db.look() as tx:
+    with db.look(limit_s=_PING_S) as tx:
         overview.read_clock(tx)
     return True
 

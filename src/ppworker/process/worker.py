@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from threading import Event
 from uuid import UUID, uuid4
 
@@ -18,22 +18,26 @@ from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import finish, refresh
 from ppworker.runners.pool import RunnerPool
 from ppworker.settings import Settings
-from ppworker.store import jobs, schema, workers
+from ppworker.store import jobs, post_processors, schema, workers
+from ppworker.store.connections import WORKER_LIMITS
 from ppworker.store.db import Database
 from ppworker.worker.actors import Handlers, declare_actors
 from ppworker.worker.broker import HintBroker
-from ppworker.worker.heartbeat import Heartbeat
+from ppworker.worker.command_consumer import CommandConsumer
+from ppworker.worker.heartbeat import Heartbeat, beat_limit_s
 from ppworker.worker.loop import Loop
 from ppworker.worker.operations import OperationThread
 from ppworker.worker.parent import bind_to_parent
 from ppworker.worker.poller import Poll
-from ppworker.worker.process import run_worker
+from ppworker.worker.process import SLOT_HANGS, leave, run_worker
 from ppworker.worker.signals import Signals
-from ppworker.worker.steadiness import Steadiness
 from ppworker.worker.sweeps import Sweep, Sweeper, Swept
 
-_COMMAND_S = 2.0
-"""Seconds past the end of the slots in which the command in hand may end; else it is given back."""
+_POLL_LIMIT_S = 10.0
+"""Seconds that a look for work may take; then its connection is cut."""
+_END_S = 1.5
+"""Seconds past the end of the slots for all that runs beside them: what hangs by then is left
+behind, for the supervisor kills what is not gone five seconds after the grace."""
 
 
 def run(settings: Settings, signals: Signals, place: Place) -> bool:
@@ -52,10 +56,16 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
     metrics = shared(place.folder, place.slot)
     telemetry.configure(settings, worker_id=worker_id, lost=metrics.log_lines_lost)
     bind_to_parent()
-    db = wiring.open_database(settings, name="ppworker worker", steady_plans=True, metrics=metrics)
+    db = wiring.open_database(
+        settings,
+        name="ppworker worker",
+        steady_plans=True,
+        limits=WORKER_LIMITS,
+        metrics=metrics,
+    )
     schema.check(db)
     broker = wiring.hint_broker(
-        settings, ask=lambda: _poll(db), stopping=Event(), counted=metrics.hint_counted
+        settings, ask=_polling(db), stopping=Event(), counted=metrics.hint_counted
     )
     deps = wiring.build_deps(
         settings, db, broker=broker, worker_id=worker_id, emit=wiring.telling(metrics)
@@ -69,27 +79,31 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         slots=settings.threads,
         look=lambda vitals: _look(vitals, db, broker, heartbeat),
     )
-    steadiness = Steadiness(settings.lease_s)
     heartbeat = Heartbeat(
         lambda held: _extend(deps, held),
         register,
         lease_s=settings.lease_s,
-        turned=lambda is_renewed: _turned(journal, steadiness, is_renewed=is_renewed),
+        turned=lambda is_renewed: journal.beat(is_renewed=is_renewed),
         lost=metrics.leases_lost,
     )
     models = RunnerPool()
     loop = Loop(
-        deps, models, heartbeat, refresh=broker.refresh_label_stats, stopping=broker.stopping
+        deps,
+        models,
+        heartbeat,
+        refresh=broker.refresh_label_stats,
+        stopping=broker.stopping,
+        ended=broker.looks.ended,
     )
     idle = Sweep(name="models", run=lambda: models.close_idle(settings.idle_unload_s), every_s=30)
-    repairs = wiring.sweeps(deps, may_rescue=steadiness.lasts_a_lease)
+    repairs = wiring.sweeps(deps, may_rescue=lambda: _may_rescue(deps))
     sweeper = Sweeper([*repairs, idle], swept=_swept(metrics, journal))
     declare_actors(broker, Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)))
     commands = wiring.command_consumer(deps, stopping=broker.stopping)
     operating = OperationThread(
         lambda until: operations.run(deps, STEPS, until=until) is not None,
         poll_s=settings.poll_s,
-        slice_s=settings.slice_s,
+        slice_s=4 * settings.slice_s,
         stopping=broker.stopping,
     )
     heartbeat.start()
@@ -97,7 +111,7 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
     operating.start()
     if commands is not None:
         commands.start()
-    _turned(journal, steadiness, is_renewed=True)  # it has just registered
+    journal.beat(is_renewed=True)  # it has just registered
     journal.begin()
     in_time = run_worker(
         broker,
@@ -106,13 +120,17 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         grace_s=settings.grace_s,
         tick=journal.note,
         draining=lambda: _drain(journal, heartbeat),
+        hung=lambda: len(loop.inside.hung()),
     )
-    _release(deps, heartbeat)  # first: what follows may need longer than the supervisor waits
-    if commands is not None:
-        commands.stop(wait_s=_COMMAND_S)
-    operating.stop()
-    sweeper.stop()
-    heartbeat.stop()
+    hung = frozenset[UUID]().union(*loop.inside.hung())
+    # First: what follows may need longer than the supervisor waits.
+    _release(deps, heartbeat, but=hung)
+    _stop(commands, operating, sweeper, heartbeat)
+    if hung:
+        telemetry.warn("worker.slot_hangs", jobs=len(hung))
+        _forget(deps)
+        broker.wait_sent()  # hints of what was given back
+        leave(SLOT_HANGS)  # the rest may wait for what hangs
     models.close()
     _forget(deps)
     broker.close()
@@ -120,9 +138,17 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
     return in_time
 
 
-def _turned(journal: Journal, steadiness: Steadiness, *, is_renewed: bool) -> None:
-    steadiness.note(answered=is_renewed)
-    journal.beat(is_renewed=is_renewed)
+def _stop(*parts: CommandConsumer | OperationThread | Sweeper | Heartbeat | None) -> None:
+    """End what runs beside the slots, all of it within one span of time."""
+    ends_at = time.monotonic() + _END_S
+    for part in parts:
+        if part is not None:
+            part.stop(wait_s=max(0.0, ends_at - time.monotonic()))
+
+
+def _may_rescue(deps: Deps) -> bool:
+    with deps.db.look() as tx:
+        return workers.may_rescue(tx, deps.worker_id, lease_s=deps.settings.lease_s)
 
 
 def _swept(metrics: Metrics, journal: Journal) -> Swept:
@@ -134,14 +160,21 @@ def _swept(metrics: Metrics, journal: Journal) -> Swept:
     return swept
 
 
-def _poll(db: Database) -> Poll:
-    with db.look() as tx:
-        due, next_due_s = jobs.find_due(tx)
-    return Poll(due=due, next_due_s=next_due_s)
+def _polling(db: Database) -> Callable[[], Poll]:
+    datasets: dict[UUID, UUID] = {}
+
+    def poll() -> Poll:
+        with db.look() as tx:
+            due, next_due_s = jobs.find_due(tx)
+            if unknown := set(due) - datasets.keys():
+                datasets.update(post_processors.datasets_of(tx, unknown))
+        return Poll(due=due, next_due_s=next_due_s, datasets=datasets)
+
+    return poll
 
 
 def _extend(deps: Deps, held: Mapping[UUID, int]) -> set[UUID]:
-    with deps.db.begin() as tx:
+    with deps.db.begin(limit_s=beat_limit_s(deps.settings.lease_s)) as tx:
         return jobs.extend_leases(tx, held, lease_s=deps.settings.lease_s)
 
 
@@ -162,9 +195,12 @@ def _drain(journal: Journal, heartbeat: Heartbeat) -> None:
 
 
 def _register(deps: Deps, stopping: Event) -> Callable[[], None]:
+    lease_s = deps.settings.lease_s
+
     def seen() -> None:
-        with deps.db.begin() as tx:
-            if not workers.mark_seen(tx, deps.worker_id, draining=stopping.is_set()):
+        with deps.db.begin(limit_s=beat_limit_s(lease_s)) as tx:
+            is_stopping = stopping.is_set()
+            if not workers.mark_seen(tx, deps.worker_id, lease_s=lease_s, draining=is_stopping):
                 workers.register(
                     tx,
                     deps.worker_id,
@@ -172,14 +208,16 @@ def _register(deps: Deps, stopping: Event) -> Callable[[], None]:
                     pid=os.getpid(),
                     version=__version__,
                     slots=deps.settings.threads,
+                    lease_s=lease_s,
                 )
 
     return seen
 
 
-def _release(deps: Deps, heartbeat: Heartbeat) -> None:
-    """Give back what a slot still holds after the grace; what cannot be told will be rescued."""
-    held = heartbeat.held()
+def _release(deps: Deps, heartbeat: Heartbeat, *, but: Collection[UUID] = ()) -> None:
+    """Give back what a slot still holds after the grace; what cannot be told will be rescued, and
+    so will those that hang: they are suspects, not guests of a stopping worker."""
+    held = {id_: lease for id_, lease in heartbeat.held().items() if id_ not in but}
     if not held:
         return
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from ppworker.errors import RunnerUnavailable, UnreadableInput, UnsupportedMedia
+from ppworker.errors import FileMissing, UnreadableInput, UnsupportedMedia
 
 MEDIA_TYPES = (
     "image/png",
@@ -67,13 +67,13 @@ def pages(
     Raises:
         UnreadableInput: broken, encrypted, or above a limit (code ``too_large``).
         UnsupportedMedia: neither an image of a known kind nor a PDF.
-        RunnerUnavailable: the file cannot be opened.
+        FileMissing: the file cannot be opened.
     """
     try:
         with path.open("rb") as file:
             head = file.read(_PDF_HEAD)
     except OSError as error:
-        raise RunnerUnavailable(f"the file cannot be opened: {error.strerror}") from error
+        raise FileMissing(f"the file cannot be opened: {error.strerror}") from error
     if not head:
         raise UnreadableInput("the file is empty")
     if b"%PDF-" in head or media_type == "application/pdf":

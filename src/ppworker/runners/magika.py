@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from ppworker.errors import RunnerError, RunnerUnavailable, UnreadableInput
+from ppworker.errors import FileMissing, RunnerError, UnreadableInput
 from ppworker.runners import wire
 from ppworker.runners.base import RawAnswer, RunnerInput, RunnerSpec
 
@@ -82,7 +82,7 @@ def _open(path: Path) -> io.BufferedIOBase:
     try:
         return path.open("rb")
     except OSError as error:
-        raise RunnerUnavailable(f"the file cannot be opened: {error.strerror}") from error
+        raise FileMissing(f"the file cannot be opened: {error.strerror}") from error
 
 
 def _encoded(text: str | None) -> io.BufferedIOBase:

@@ -38,6 +38,17 @@ class Permit:
         """Id of the model's process, None if it has none of its own or is not loaded."""
         return self._slot.model.pid
 
+    @property
+    def shares_process(self) -> bool:
+        """Whether the model runs in this very process: what kills it kills all that is in here."""
+        return not self._slot.isolated
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that the model may take to load while it is asked. One in a process of its own
+        may have to be loaded again at any time."""
+        return 0.0 if self._slot.model.is_loaded_for_good else LOAD_TIMEOUT_S
+
     def release(self) -> None:
         """Give the permit back; a second call does nothing."""
         release, self._release = self._release, None
@@ -177,6 +188,8 @@ class _Model(Protocol):
 
     @property
     def pid(self) -> int | None: ...
+    @property
+    def is_loaded_for_good(self) -> bool: ...
     def ask(self, inputs: Sequence[RunnerInput], timeout_s: float) -> list[Answer]: ...
     def unload_if_idle(self, seconds: float) -> bool: ...
     def close(self) -> None: ...
@@ -196,6 +209,8 @@ class _Slot:
 
 class _Isolated:
     """A model in a process of its own."""
+
+    is_loaded_for_good = False
 
     def __init__(self, child: ChildRunner) -> None:
         self._child = child
@@ -225,6 +240,10 @@ class _InProcess:
         self._loaded = False
         self._asking = 0
         self._used_at = time.monotonic()
+
+    @property
+    def is_loaded_for_good(self) -> bool:
+        return self._loaded
 
     def ask(self, inputs: Sequence[RunnerInput], timeout_s: float) -> list[Answer]:
         del timeout_s  # no thread can be stopped from outside

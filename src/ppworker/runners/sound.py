@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppworker.errors import RunnerError, RunnerUnavailable, UnreadableInput
+from ppworker.errors import FileMissing, RunnerError, UnreadableInput
 
 if TYPE_CHECKING:
     import av
@@ -82,7 +82,7 @@ def measure(path: Path, *, within_s: float = _MEASURE_S) -> Measure:
 
     Raises:
         UnreadableInput: broken, without sound, or above a limit (code ``too_large``).
-        RunnerUnavailable: the file cannot be opened.
+        FileMissing: the file cannot be opened.
     """
     deadline = time.monotonic() + within_s
     with _opened(path) as (container, stream):
@@ -114,7 +114,7 @@ class Sound:
 
     Raises:
         UnreadableInput: broken, without sound, or above a limit (code ``too_large``).
-        RunnerUnavailable: the file cannot be opened.
+        FileMissing: the file cannot be opened.
     """
 
     def __init__(self, path: Path, *, max_duration_s: float) -> None:
@@ -223,7 +223,7 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "AudioStream"]]:
         try:
             file = stack.enter_context(path.open("rb"))
         except OSError as error:
-            raise RunnerUnavailable(f"the file cannot be opened: {error.strerror}") from error
+            raise FileMissing(f"the file cannot be opened: {error.strerror}") from error
         if not file.read(1):
             raise UnreadableInput("the file is empty")
         file.seek(0)

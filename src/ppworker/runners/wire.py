@@ -31,6 +31,7 @@ _KINDS: tuple[type[RunnerError], ...] = (
     errors.RunnerTimeout,
     errors.RunnerOverloaded,
     errors.RunnerUnavailable,
+    errors.FileMissing,
     errors.RunnerCrashed,
     errors.UnreadableInput,
     errors.UnsupportedMedia,

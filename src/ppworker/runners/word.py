@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from xml.parsers import expat
 
-from ppworker.errors import RunnerError, RunnerUnavailable, UnreadableInput
+from ppworker.errors import FileMissing, RunnerError, UnreadableInput
 
 MEDIA_TYPE = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 TEXT_TOO_LONG = "text_too_long"
@@ -40,12 +40,12 @@ def text_of(path: Path, *, max_bytes: int) -> str:
     Raises:
         UnreadableInput: broken, locked, above a limit (code ``too_large``), or with a text above
             ``max_bytes`` (code `TEXT_TOO_LONG`).
-        RunnerUnavailable: the file cannot be opened.
+        FileMissing: the file cannot be opened.
     """
     try:
         file = path.open("rb")
     except OSError as error:
-        raise RunnerUnavailable(f"the file cannot be opened: {error.strerror}") from error
+        raise FileMissing(f"the file cannot be opened: {error.strerror}") from error
     with file:
         try:
             with zipfile.ZipFile(file) as package, package.open(_main_part(package)) as part:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from ppworker.store.db import Tx
 
 _PRUNED = 100
-"""Most old windows that one call clears away."""
+"""Most old windows that a login clears away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +70,14 @@ def forget(tx: Tx, subject: str) -> None:
     tx.execute(sa.text("DELETE FROM login_attempts WHERE subject = :subject"), {"subject": subject})
 
 
-def prune(tx: Tx) -> None:
-    """Clear away windows that are over, some at a time, none that somebody counts in."""
-    tx.execute(
+def prune(tx: Tx, *, most: int = _PRUNED) -> int:
+    """Clear away windows that are over, some at a time, none that somebody counts in; returns how
+    many."""
+    return tx.execute(
         sa.text(
             "DELETE FROM login_attempts WHERE subject IN (SELECT subject FROM login_attempts "
             "WHERE window_ends_at <= now() ORDER BY window_ends_at LIMIT :most "
             "FOR UPDATE SKIP LOCKED)"
         ),
-        {"most": _PRUNED},
-    )
+        {"most": most},
+    ).rowcount

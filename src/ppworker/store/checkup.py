@@ -149,7 +149,7 @@ def _between(db: Database) -> str:
         if _is_direct(first):
             return ""
         mine = _session(first)
-        first.commit()
+        first.rollback()  # nothing was written; it only ends the transaction
         _session(second)  # most likely the session just given back, held while this lasts
         other = _session(first)
         first.rollback()
@@ -161,7 +161,7 @@ def _is_direct(connection: Tx) -> bool:
     said = connection.execute(
         sa.text("SELECT client_port FROM pg_stat_activity WHERE pid = pg_backend_pid()")
     ).scalar_one()
-    connection.commit()
+    connection.rollback()
     driver: psycopg.Connection[object] = connection.connection.driver_connection  # type: ignore[assignment]  # SQLAlchemy knows no driver's type
     return bool(said == _own_port(driver))
 

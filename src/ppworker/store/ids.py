@@ -2,7 +2,13 @@
 
 import os
 import time
+from datetime import datetime
 from uuid import UUID
+
+
+def first_id(at: datetime) -> UUID:
+    """The least key that could have been made at a time: keys below it were made before."""
+    return UUID(int=(int(at.timestamp() * 1000) & 0xFFFFFFFFFFFF) << 80)
 
 
 def new_id() -> UUID:

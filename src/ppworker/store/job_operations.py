@@ -67,6 +67,7 @@ def list_jobs(
     item_id: UUID | None = None,
     post_processor_id: UUID | None = None,
     status: str | None = None,
+    reason: str | None = None,
     after: UUID | None = None,
     limit: int = 100,
 ) -> Sequence[sa.Row[Any]]:
@@ -76,6 +77,7 @@ def list_jobs(
         "j.item_id = :item": ("item", item_id),
         "j.post_processor_id = :processor": ("processor", post_processor_id),
         "j.status = :status": ("status", status),
+        "j.reason = :reason": ("reason", reason),
         "j.id > :after": ("after", after),
     }
     given = {sql: pair for sql, pair in filters.items() if pair[1] is not None}
@@ -110,51 +112,24 @@ def list_attempts(tx: Tx, job_id: UUID) -> Sequence[sa.Row[Any]]:
     ).all()
 
 
-def find_failed(
-    tx: Tx,
-    user_id: UUID,
-    *,
-    dataset_id: UUID | None,
-    post_processor_id: UUID | None,
-    reason: str | None,
-    after: UUID | None,
-    limit: int,
-) -> list[tuple[UUID, UUID]]:
-    """Failed jobs of the user as (job, item), by id behind ``after``."""
-    filters = {
-        "p.dataset_id = :dataset": ("dataset", dataset_id),
-        "j.post_processor_id = :processor": ("processor", post_processor_id),
-        "j.reason = :reason": ("reason", reason),
-        "j.id > :after": ("after", after),
-    }
-    given = {sql: pair for sql, pair in filters.items() if pair[1] is not None}
-    where = " AND ".join(["j.user_id = :user", "j.status = 'failed'", *given])
-    rows = tx.execute(
-        sa.text(
-            "SELECT j.id, j.item_id FROM post_processor_jobs j "  # noqa: S608  constants above
-            "JOIN post_processors p ON p.id = j.post_processor_id "
-            f"WHERE {where} ORDER BY j.id LIMIT :limit"
-        ),
-        {"user": user_id, "limit": limit, **dict(given.values())},
-    )
-    return [(row.id, row.item_id) for row in rows]
-
-
 # The newest failed job of a key, unless one of that key lives: the unique index would refuse it.
 _RESTART = """
 WITH wanted AS MATERIALIZED (
   SELECT j.id, j.item_id, j.version_id, j.post_processor_id, j.created_at
   FROM post_processor_jobs j {source} ORDER BY j.id FOR UPDATE OF j),
 newest AS (
-  SELECT DISTINCT ON (w.item_id, w.version_id, w.post_processor_id) w.id FROM wanted w
+  SELECT DISTINCT ON (w.item_id, w.version_id, w.post_processor_id) w.id,
+    row_number() OVER (ORDER BY w.id) AS place FROM wanted w
   WHERE NOT EXISTS (SELECT 1 FROM post_processor_jobs l
     WHERE l.item_id = w.item_id AND l.version_id = w.version_id
       AND l.post_processor_id = w.post_processor_id AND l.status IN ('pending','processing'))
   ORDER BY w.item_id, w.version_id, w.post_processor_id, w.created_at DESC, w.id DESC)
 UPDATE post_processor_jobs j SET
-  status = 'pending', ready = false, attempts = 0, crash_count = 0, reason = '', error = '',
-  dropped = NULL, run_at = clock_timestamp(), started_at = NULL, completed_at = NULL,
-  max_attempts = p.max_attempts
+  status = 'pending', ready = false, attempts = 0, crash_count = 0, snooze_count = 0,
+  suspect_group = NULL, reason = '', error = '', dropped = NULL,
+  run_at = clock_timestamp() + make_interval(secs => n.place * :gap_s),
+  priority = CASE WHEN :gap_s > 0 THEN 1 ELSE j.priority END,
+  started_at = NULL, completed_at = NULL, max_attempts = p.max_attempts
 FROM newest n, post_processors p
 WHERE j.id = n.id AND j.status = 'failed' AND p.id = j.post_processor_id
   AND p.deleted_at IS NULL
@@ -170,14 +145,20 @@ _REVIVE = sa.text(
 )
 
 
-def retry(tx: Tx, ids: Sequence[UUID]) -> list[Retried]:
-    """Make failed jobs pending with a fresh budget; ``recompute_ready`` must follow."""
-    return [Retried(**by_name(row)) for row in tx.execute(_RETRY, {"ids": list(ids)})]
+def retry(tx: Tx, ids: Sequence[UUID], *, gap_s: float = 0.0) -> list[Retried]:
+    """Make failed jobs pending with a fresh budget; ``recompute_ready`` must follow.
+
+    They are due at once; with a gap each by so many seconds later, and others go first.
+    """
+    rows = tx.execute(_RETRY, {"ids": list(ids), "gap_s": gap_s})
+    return [Retried(**by_name(row)) for row in rows]
 
 
 def revive_successors(tx: Tx, ids: Sequence[UUID]) -> list[Retried]:
     """Retry later jobs of the same items that failed only because of these."""
-    return [Retried(**by_name(row)) for row in tx.execute(_REVIVE, {"ids": list(ids)})]
+    return [
+        Retried(**by_name(row)) for row in tx.execute(_REVIVE, {"ids": list(ids), "gap_s": 0.0})
+    ]
 
 
 def rerun_processing_successors(tx: Tx, ids: Sequence[UUID]) -> None:
@@ -194,21 +175,22 @@ def rerun_processing_successors(tx: Tx, ids: Sequence[UUID]) -> None:
 
 
 def insert_successors(tx: Tx, ids: Sequence[UUID]) -> list[NewJob]:
-    """Plan completed later post-processors of the same items anew, where none of their jobs lives.
+    """Plan later post-processors of the same items anew that answered, where none of their jobs
+    lives. Results tell who answered, since jobs are pruned.
 
     The items must be locked: nobody else plans for them then.
     """
     rows = tx.execute(
         sa.text(
-            "SELECT DISTINCT ON (j.item_id, j.version_id, j.post_processor_id) "
-            'j.post_processor_id, j.item_id, j.version_id, j.user_id, j."order", p.max_attempts '
-            "FROM post_processor_jobs e JOIN post_processor_jobs j ON e.item_id = j.item_id "
-            'AND e.version_id = j.version_id AND e."order" < j."order" '
-            "JOIN post_processors p ON p.id = j.post_processor_id "
+            "SELECT DISTINCT ON (r.item_id, r.version_id, r.post_processor_id) "
+            'r.post_processor_id, r.item_id, r.version_id, e.user_id, p."order", p.max_attempts '
+            "FROM post_processor_jobs e "
+            "JOIN job_results r ON r.item_id = e.item_id AND r.version_id = e.version_id "
+            'JOIN post_processors p ON p.id = r.post_processor_id AND p."order" > e."order" '
             "AND p.enabled AND p.deleted_at IS NULL "
-            "WHERE e.id = ANY(:ids) AND j.status = 'completed' AND NOT EXISTS ("
-            "SELECT 1 FROM post_processor_jobs l WHERE l.item_id = j.item_id "
-            "AND l.version_id = j.version_id AND l.post_processor_id = j.post_processor_id "
+            "WHERE e.id = ANY(:ids) AND NOT EXISTS ("
+            "SELECT 1 FROM post_processor_jobs l WHERE l.item_id = r.item_id "
+            "AND l.version_id = r.version_id AND l.post_processor_id = r.post_processor_id "
             "AND l.status IN ('pending','processing'))"
         ),
         {"ids": list(ids)},
@@ -308,8 +290,9 @@ def begin_anew(tx: Tx, ids: Sequence[UUID]) -> None:
     wanted = {"ids": sorted(ids)}
     tx.execute(
         sa.text(
-            "UPDATE post_processor_jobs SET attempts = 0, crash_count = 0, reason = '', "
-            "error = '', run_at = clock_timestamp() WHERE id = ANY(:ids) AND status = 'pending'"
+            "UPDATE post_processor_jobs SET attempts = 0, crash_count = 0, snooze_count = 0, "
+            "suspect_group = NULL, reason = '', error = '', run_at = clock_timestamp() "
+            "WHERE id = ANY(:ids) AND status = 'pending'"
         ),
         wanted,
     )

@@ -14,6 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ppworker.domain.job import Status, Transition
+from ppworker.errors import Invalid
 from ppworker.store.db import Tx, by_name
 
 FIRST_CHUNK = 128
@@ -67,8 +68,17 @@ _SELECTED = ", ".join(f'o."{name}"' for name in _COLUMNS)
 _READ = f"SELECT {_SELECTED} FROM operations o "  # noqa: S608  the constant above
 
 
+class _Arguments(dict[str, Any]):
+    """Arguments of an operation, which another version of the program may have written."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Invalid("is missing; another version of ppworker may have begun it", field=name)
+
+
 def _operation(row: sa.Row[Any]) -> Operation:
-    return Operation(**by_name(row))
+    values = by_name(row)
+    arguments = values.pop("arguments")
+    return Operation(arguments=_Arguments(arguments), **values)
 
 
 def insert_operation(
@@ -222,11 +232,14 @@ def hold(tx: Tx, id_: UUID, token: int) -> Operation | None:
 _ADVANCE = sa.text(
     f"""
 UPDATE operations o SET "cursor" = :cursor, done = :done, counts = CAST(:counts AS jsonb),
-  result = CAST(:result AS jsonb), attempts = 1,
-  status = CASE WHEN :is_last THEN 'completed' ELSE 'processing' END,
-  lease_owner = CASE WHEN :is_last THEN NULL ELSE o.lease_owner END,
-  lease_expires_at = CASE WHEN :is_last THEN NULL
+  result = CAST(:result AS jsonb), attempts = CASE WHEN :rest_s > 0 THEN 0 ELSE 1 END,
+  status = CASE WHEN :is_last THEN 'completed' WHEN :rest_s > 0 THEN 'pending'
+    ELSE 'processing' END,
+  lease_owner = CASE WHEN :is_last OR :rest_s > 0 THEN NULL ELSE o.lease_owner END,
+  lease_expires_at = CASE WHEN :is_last OR :rest_s > 0 THEN NULL
     ELSE clock_timestamp() + make_interval(secs => :lease_s) END,
+  run_at = CASE WHEN :rest_s > 0 THEN clock_timestamp() + make_interval(secs => :rest_s)
+    ELSE o.run_at END,
   completed_at = CASE WHEN :is_last THEN clock_timestamp() END
 WHERE o.id = :id AND o.lease_token = :token AND o.status = 'processing'
 RETURNING {_SELECTED}"""  # noqa: S608  its parts are the constants above
@@ -243,8 +256,10 @@ def advance(
     result: Mapping[str, Any],
     is_last: bool,
     lease_s: float,
+    rest_s: float = 0.0,
 ) -> Operation:
-    """Record a chunk with the writes of it: place, counts and a renewed lease, or the end.
+    """Record a chunk with the writes of it: place, counts and a renewed lease, or the end; with
+    ``rest_s`` it waits, pending, for so many seconds.
 
     Progress makes the attempts begin anew. ``done``, ``counts`` and ``result`` are the new
     totals.
@@ -260,6 +275,7 @@ def advance(
             "result": json.dumps(dict(result)),
             "is_last": is_last,
             "lease_s": lease_s,
+            "rest_s": rest_s,
         },
     ).one()
     return _operation(row)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from ppworker.domain.circuit import State
 from ppworker.store.db import Tx, by_name
 
 MOST = 100_000
@@ -34,7 +35,12 @@ class ProcessorStatus:
     runner: str
     enabled: bool
     paused_by_operator: bool
+    circuit: State
+    """Its pause by failures."""
     circuit_until: datetime | None
+    """When that ends, or ended without an answer since; None when there is none."""
+    circuit_reason: str
+    """Why its model failed last; empty where nothing was noted."""
     due: int = 0
     """Pending, ready, and their time has come."""
     scheduled: int = 0
@@ -55,8 +61,8 @@ class ProcessorStatus:
 
     @property
     def is_held(self) -> bool:
-        """Whether its due jobs do not run, whoever stopped them."""
-        return not self.enabled or self.paused_by_operator or self.circuit_until is not None
+        """Whether its due jobs do not run, or one at a time as probes, whoever stopped them."""
+        return not self.enabled or self.paused_by_operator or self.circuit is not State.CLOSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +112,16 @@ running AS (
   SELECT post_processor_id AS id, count(*) AS n FROM post_processor_jobs
   WHERE status = 'processing' GROUP BY 1)
 SELECT p.id, d.name AS dataset, p.name, p.runner, p.enabled, p.paused_by_operator,
-  c.open_until AS circuit_until,
+  CASE WHEN c.open_until IS NULL THEN 'closed' WHEN c.open_until > now() THEN 'open'
+    ELSE 'half_open' END AS circuit,
+  c.open_until AS circuit_until, coalesce(c.reason, '') AS circuit_reason,
   coalesce(ready.due, 0) AS due, coalesce(ready.scheduled, 0) AS scheduled,
   coalesce(waiting.n, 0) AS waiting, coalesce(running.n, 0) AS processing,
   ready.oldest_due_s::float8 AS oldest_due_s
 FROM post_processors p JOIN datasets d ON d.id = p.dataset_id
 LEFT JOIN ready ON ready.id = p.id LEFT JOIN waiting ON waiting.id = p.id
 LEFT JOIN running ON running.id = p.id
-LEFT JOIN post_processor_circuits c ON c.post_processor_id = p.id AND c.open_until > now()
+LEFT JOIN post_processor_circuits c ON c.post_processor_id = p.id
 WHERE p.deleted_at IS NULL ORDER BY d.name, p."order", p.id
 """)
 
@@ -137,7 +145,7 @@ def read_processors(
         own = reasons.get(row.id, {})
         found.append(
             ProcessorStatus(
-                **by_name(row),
+                **by_name(row) | {"circuit": State(row.circuit)},
                 reasons=own,
                 failed=sum(own.values()),
                 completed=completed.get(row.id, 0),
@@ -254,6 +262,8 @@ class Held:
     enabled: bool
     paused_by_operator: bool
     circuit_until: datetime | None
+    """When its pause by failures ends."""
+    circuit_reason: str
 
 
 def find_held(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> list[Held]:
@@ -261,7 +271,7 @@ def find_held(tx: Tx, user_id: UUID, dataset_id: UUID | None) -> list[Held]:
     rows = tx.execute(
         sa.text(
             "SELECT d.name AS dataset, p.name, p.enabled, p.paused_by_operator, "
-            "c.open_until AS circuit_until "
+            "c.open_until AS circuit_until, coalesce(c.reason, '') AS circuit_reason "
             "FROM post_processors p JOIN datasets d ON d.id = p.dataset_id "
             "LEFT JOIN post_processor_circuits c ON c.post_processor_id = p.id "
             "AND c.open_until > now() "

@@ -1,7 +1,7 @@
 """Post-processors of datasets."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -12,11 +12,17 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import Conflict, NotFound
+from ppworker.store import bulk
 from ppworker.store.datasets import as_id
 from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import models, post_processor_circuits, post_processors
 
-_FIELDS = tuple(f.name for f in fields(PostProcessor) if f.name != "revision")
+_PAUSES = (
+    post_processors.c.paused_by_operator,
+    post_processor_circuits.c.open_until.label("circuit_until"),
+    sa.func.coalesce(post_processor_circuits.c.reason, "").label("circuit_reason"),
+)
+_FIELDS = tuple(f.name for f in fields(PostProcessor) if f.compare)
 _TUPLES = ("media_types", "file_types", "splits")
 
 
@@ -26,6 +32,8 @@ class Pauses:
 
     paused_by_operator: bool
     circuit_until: datetime | None
+    """When its pause by failures ends, or ended without an answer since."""
+    circuit_reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +47,7 @@ class Stored:
     model_name: str | None
     """Of the person's model that it was made from, which may be deleted since."""
     model_kind: str | None
+    pauses: Pauses
 
 
 def create_post_processor(tx: Tx, user_id: UUID, processor: PostProcessor) -> None:
@@ -191,18 +200,12 @@ def set_paused(tx: Tx, id_: UUID, *, paused: bool) -> None:
 def read_pauses(tx: Tx, ids: Sequence[UUID]) -> dict[UUID, Pauses]:
     """The pauses of several post-processors."""
     rows = tx.execute(
-        sa.select(
-            post_processors.c.id,
-            post_processors.c.paused_by_operator,
-            post_processor_circuits.c.open_until,
-        )
+        sa.select(post_processors.c.id, *_PAUSES)
         .outerjoin_from(post_processors, post_processor_circuits)
         .where(post_processors.c.id.in_(ids))
     )
-    return {
-        row.id: Pauses(paused_by_operator=row.paused_by_operator, circuit_until=row.open_until)
-        for row in rows
-    }
+    found = (by_name(row) for row in rows)
+    return {values.pop("id"): Pauses(**values) for values in found}
 
 
 def read_today(tx: Tx, id_: UUID) -> tuple[str, bool] | None:
@@ -236,8 +239,14 @@ def _select_stored() -> sa.Select[Any]:
             post_processors.c.updated_at,
             model.c.name.label("model_name"),
             model.c.kind.label("model_kind"),
+            *_PAUSES,
         )
-        .select_from(post_processors.outerjoin(model, sa.true()))
+        .select_from(
+            post_processors.outerjoin(model, sa.true()).outerjoin(
+                post_processor_circuits,
+                post_processor_circuits.c.post_processor_id == post_processors.c.id,
+            )
+        )
     )
 
 
@@ -251,7 +260,8 @@ def _stored(row: sa.Row[Any]) -> Stored:
     own = ("user_id", "created_at", "updated_at", "model_name", "model_kind")
     values = by_name(row)
     about = {name: values.pop(name) for name in own}
-    return Stored(processor=_from_values(values), **about)
+    pauses = Pauses(**{f.name: values.pop(f.name) for f in fields(Pauses)})
+    return Stored(processor=_from_values(values), pauses=pauses, **about)
 
 
 def _from_row(row: sa.Row[Any]) -> PostProcessor:
@@ -271,4 +281,20 @@ def _plain(value: object) -> object:
 
 
 # Built once: a worker asks it at each turn.
-_FIND = _select().where(post_processors.c.id == sa.bindparam("wanted"))
+_FIND = (
+    _select()
+    .add_columns(
+        (post_processor_circuits.c.open_until <= sa.func.now()).is_(True).label("half_open")
+    )
+    .select_from(post_processors.outerjoin(post_processor_circuits))
+    .where(post_processors.c.id == sa.bindparam("wanted"))
+)
+
+
+def datasets_of(tx: Tx, post_processor_ids: Collection[UUID]) -> dict[UUID, UUID]:
+    """The dataset of each of these post-processors; it never changes."""
+    rows = tx.execute(
+        sa.text("SELECT id, dataset_id FROM post_processors WHERE id = ANY(CAST(:ids AS uuid[]))"),
+        {"ids": bulk.uuids(post_processor_ids)},
+    )
+    return {row.id: row.dataset_id for row in rows}

@@ -182,6 +182,34 @@ def lock_rebuild(tx: Tx, split_id: UUID) -> None:
     )
 
 
+_NEXT_RECOUNT = sa.text("""
+UPDATE dataset_splits SET recounted_at = clock_timestamp() WHERE id = (
+  SELECT id FROM dataset_splits
+  WHERE recounted_at IS NULL OR recounted_at < clock_timestamp() - make_interval(secs => :age)
+  ORDER BY recounted_at NULLS FIRST, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING id
+""")
+
+
+def next_recount(tx: Tx, *, age_s: float) -> UUID | None:
+    """The split whose last recount is longest ago, if that is longer than ``age_s`` seconds; taken
+    by whoever asks, so that of many sweeps one recounts it."""
+    found: UUID | None = tx.execute(_NEXT_RECOUNT, {"age": age_s}).scalar_one_or_none()
+    return found
+
+
+_RECOUNT_LIMIT = sa.text(
+    "SELECT set_config('statement_timeout', '10min', true), "
+    "set_config('enable_hashjoin', 'on', true), set_config('enable_seqscan', 'on', true), "
+    "set_config('plan_cache_mode', 'force_custom_plan', true)"
+)
+
+
+def allow_recount(tx: Tx) -> None:
+    """Let this transaction plan for a whole split, and take the time that it needs."""
+    tx.execute(_RECOUNT_LIMIT)
+
+
 def list_split_ids(tx: Tx) -> list[UUID]:
     """Every split there is."""
     return list(tx.execute(sa.text("SELECT id FROM dataset_splits ORDER BY id")).scalars())

@@ -150,8 +150,10 @@ dataset_splits = Table(
     Column("description", Text, nullable=False, server_default=""),
     *_times(),
     Column("deleted_at", Time),  # its name is free again at once, its rows go step by step
+    Column("recounted_at", Time),  # when its stats were last compared with a recount
     UniqueConstraint("version_id", "name"),
     UniqueConstraint("id", "version_id"),
+    Index("dataset_splits_recounted", sa.text("recounted_at NULLS FIRST"), "id"),
 )
 
 labels = Table(
@@ -180,7 +182,7 @@ blobs = Table(
     Column("sha256", Text, primary_key=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", Time, nullable=False, server_default=NOW),
-    CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
+    CheckConstraint("sha256 ~ '^[0-9a-f]{64}$'", name="sha256_is_hex"),  # it names a file
 )
 
 blob_owners = Table(
@@ -425,6 +427,20 @@ post_processors = Table(
     CheckConstraint("batch_size BETWEEN 1 AND 1000", name="batch_size_in_range"),
     CheckConstraint("max_attempts BETWEEN 1 AND 100", name="max_attempts_in_range"),
     CheckConstraint("concurrency_cap >= 1", name="cap_is_positive"),
+    # A row that no worker could read would have none of its jobs run, or stop uploads.
+    CheckConstraint("timeout_s > 0 AND timeout_s <= 86400", name="timeout_in_range"),
+    CheckConstraint("max_new_labels >= 0", name="new_labels_in_range"),
+    CheckConstraint("jsonb_typeof(runner_config) = 'object'", name="config_is_object"),
+    CheckConstraint(
+        "jsonb_typeof(label_mapping) = 'object' AND NOT jsonb_path_exists(label_mapping, "
+        '\'$.* ? (@.type() != "string" && @.type() != "null")\')',
+        name="mapping_is_readable",
+    ),
+    CheckConstraint(
+        "array_position(media_types, NULL) IS NULL AND array_position(file_types, NULL) IS NULL "
+        "AND array_position(splits, NULL) IS NULL",
+        name="lists_are_full",
+    ),
     Index("post_processors_dataset", "dataset_id"),
     Index(
         "post_processors_live_name",
@@ -478,6 +494,7 @@ post_processor_jobs = Table(
     Column("input_revision", Text),
     Column("rerun_requested", Boolean, nullable=False, server_default=sa.text("false")),
     Column("crash_count", SmallInteger, nullable=False, server_default="0"),
+    Column("snooze_count", SmallInteger, nullable=False, server_default="0"),
     Column("suspect_group", Uuid),  # run with none but these: their model died with them in it
     Column("reason", Text, nullable=False, server_default=""),
     Column("error", Text, nullable=False, server_default=""),
@@ -496,6 +513,19 @@ post_processor_jobs = Table(
         "(status IN ('completed','failed')) = (completed_at IS NOT NULL)", name="end_matches"
     ),
     CheckConstraint("NOT rerun_requested OR status = 'processing'", name="rerun_is_running"),
+    # One row that cannot be read or counted on would stop every claim of its post-processor.
+    CheckConstraint(
+        "run_at >= TIMESTAMPTZ '1970-01-01 00:00:00+00' "
+        "AND run_at < TIMESTAMPTZ '9999-01-01 00:00:00+00' "
+        "AND created_at >= TIMESTAMPTZ '1970-01-01 00:00:00+00' "
+        "AND created_at < TIMESTAMPTZ '9999-01-01 00:00:00+00'",
+        name="times_are_readable",
+    ),
+    CheckConstraint(
+        "lease_token BETWEEN 0 AND 4611686018427387904 AND crash_count BETWEEN 0 AND 1000 "
+        "AND snooze_count BETWEEN 0 AND 10000",
+        name="counts_can_grow",
+    ),
     Index(
         "post_processor_jobs_claim",
         "post_processor_id",
@@ -530,6 +560,13 @@ post_processor_jobs = Table(
         "item_id",
         postgresql_where=sa.text("status = 'pending' AND NOT ready"),
     ),
+    # Jobs that run with their own group only; nearly always none.
+    Index(
+        "post_processor_jobs_suspects",
+        "post_processor_id",
+        "suspect_group",
+        postgresql_where=sa.text("status = 'pending' AND suspect_group IS NOT NULL"),
+    ),
     Index("post_processor_jobs_item", "item_id", "version_id"),
     # For lists of items by the state of their jobs; those that run now are few, and found above.
     Index(
@@ -563,6 +600,7 @@ model_entries = Table(
     "model_entries",
     metadata,
     Column("batch_id", Uuid, primary_key=True),
+    Column("jobs", Integer, nullable=False),
     Column("entered_at", Time, nullable=False, server_default=NOW),
     prefixes=["UNLOGGED"],
 )
@@ -616,6 +654,7 @@ idempotency_keys = Table(
     Column("ids", ARRAY(Uuid), nullable=False),  # the items, the job or the operation it stands for
     Column("created_at", Time, nullable=False, server_default=NOW),
     sa.PrimaryKeyConstraint("user_id", "key"),
+    Index("idempotency_keys_created", "created_at"),  # for the removal of old ones
 )
 
 inferences = Table(
@@ -750,6 +789,11 @@ operations = Table(
     CheckConstraint(
         "(status IN ('completed','failed')) = (completed_at IS NOT NULL)", name="end_matches"
     ),
+    CheckConstraint(
+        "jsonb_typeof(arguments) = 'object' AND jsonb_typeof(counts) = 'object' "
+        "AND jsonb_typeof(result) = 'object'",
+        name="objects_are_objects",
+    ),
     Index("operations_user", "user_id", "id"),
     Index(
         "operations_live",
@@ -791,4 +835,6 @@ workers = Table(
     Column("draining", Boolean, nullable=False, server_default=sa.text("false")),
     Column("started_at", Time, nullable=False, server_default=NOW),
     Column("seen_at", Time, nullable=False, server_default=NOW),
+    # Since when the server has answered some worker without an interruption, as far as it knows.
+    Column("steady_since", Time, nullable=False, server_default=NOW),
 )

@@ -73,6 +73,7 @@ def _take_turn(
         nonlocal has_recruited
         if not has_recruited:
             has_recruited = True
+            broker.looks.has_more(post_processor_id)
             broker.hint(post_processor_id)
 
     started = time.monotonic()
@@ -90,4 +91,5 @@ def _take_turn(
     # nothing (its cap is reached) would spin through redis without this pause.
     if time.monotonic() - started < _SHORTEST_TURN_S:
         broker.stopping.wait(_SHORTEST_TURN_S)
+    broker.looks.has_more(post_processor_id)
     broker.hint(post_processor_id)

@@ -10,28 +10,33 @@ from uuid import UUID
 import dramatiq
 from dramatiq import Message
 
-from ppworker.worker.circuit import Circuit
 from ppworker.worker.consumer import HintConsumer
 from ppworker.worker.hints import REFRESH, Hint, read
 from ppworker.worker.link import RedisLink
+from ppworker.worker.looks import Looks
 from ppworker.worker.poller import Poll, Poller
+from ppworker.worker.sender import Sender
 from ppworker.worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
 _COOLDOWN_S = 1.5
-"""Seconds without a try after redis failed: uploads do not wait for it one after the other."""
+"""Seconds without a try after redis failed."""
+_CLOSE_S = 1.0
+"""Seconds in which the last hints may go out when a process ends."""
 
 
 class HintBroker(dramatiq.Broker):
     """A dramatiq broker for hints: no retries, no delays, no time limits, no dead letters.
 
-    ``hint`` and ``refresh_label_stats`` never raise and take at most about half a second, once per
-    cool-down. Safe for threads. One ``dramatiq.Worker`` at most consumes from it.
+    ``hint`` and ``refresh_label_stats`` never raise and never wait for redis: a thread sends what
+    they ask for, and ``close`` waits for it a second at most. Safe for threads. One
+    ``dramatiq.Worker`` at most consumes from it.
 
     Attributes:
         stopping: set when this process shall take no more hints.
         slots: what this process is following now.
+        looks: where this process looked in vain of late.
         wake: set to make a waiting consumer look again.
         poller: None in a process that only sends.
         link: None without redis.
@@ -55,25 +60,33 @@ class HintBroker(dramatiq.Broker):
         self.poller = poller
         self.stopping = stopping or Event()
         self.slots = Slots()
+        self.looks = Looks()
         self.wake = Event()
         self.looked_at: float | None = None
         self._refresh_wanted = Event()
-        self._offering = Circuit("sending hints", cooldown_s=_COOLDOWN_S)
         self._counted = counted
         self._counts: Counter[str] = Counter()
         self._counts_lock = Lock()
+        self._sender: Sender | None = None
+        if link is not None:
+            self._sender = Sender(
+                link, cooldown_s=_COOLDOWN_S, counted=self.count, given_up=self._follow_here
+            )
 
-    def hint(self, post_processor_id: UUID) -> bool:
+    def hint(self, post_processor_id: UUID) -> None:
         """Say that a post-processor may have jobs; call it after the COMMIT that made them.
 
-        Returns whether a hint is queued in redis now, this one or one before it. Otherwise this
-        process polls soon, if it polls at all.
+        Without redis, and while it is away, this process polls soon, if it polls at all.
         """
-        return self._offer(Hint(post_processor_id))
+        self._offer(Hint(post_processor_id))
 
-    def refresh_label_stats(self) -> bool:
-        """Say that label stats have deltas to fold; returns like ``hint``."""
-        return self._offer(REFRESH)
+    def refresh_label_stats(self) -> None:
+        """Say that label stats have deltas to fold."""
+        self._offer(REFRESH)
+
+    def wait_sent(self, wait_s: float = _CLOSE_S) -> bool:
+        """Wait until redis has what was asked for; whether it has within ``wait_s`` seconds."""
+        return self._sender is None or self._sender.flush(wait_s)
 
     def poll_soon(self) -> None:
         """Have this process poll as soon as it has an idle slot."""
@@ -106,22 +119,11 @@ class HintBroker(dramatiq.Broker):
         with self._counts_lock:
             return {name: self._counts[name] for name in names}
 
-    def _offer(self, hint: Hint) -> bool:
-        if self.link is None:
+    def _offer(self, hint: Hint) -> None:
+        if self._sender is None:
             self._follow_here(hint)
-            return False
-        if self._offering.allows():
-            try:
-                is_new = self.link.offer(hint)
-            except Exception as error:  # noqa: BLE001  the upload is committed; it must not fail now
-                self._offering.failed(error)
-            else:
-                self._offering.succeeded()
-                self.count("sent" if is_new else "coalesced")
-                return True
-        self.count("failed")
-        self._follow_here(hint)
-        return False
+        else:
+            self._sender.send(hint)
 
     def _follow_here(self, hint: Hint) -> None:
         if hint == REFRESH:
@@ -162,7 +164,9 @@ class HintBroker(dramatiq.Broker):
         return message
 
     def close(self) -> None:
-        """Close the connections to redis."""
+        """Send what was asked for, within a second, and close the connections to redis."""
+        if self._sender is not None:
+            self._sender.close(wait_s=_CLOSE_S)
         if self.link is not None:
             try:
                 self.link.close()

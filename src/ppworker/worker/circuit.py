@@ -35,6 +35,11 @@ class Circuit:
             self._closed_until = now + self._cooldown_s
             return True
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last try failed; a caller that was allowed all the same is a probe."""
+        return self._closed_until is not None
+
     def seconds_left(self) -> float:
         """Seconds until the next try is allowed; 0 when it is allowed now."""
         with self._lock:

@@ -41,6 +41,7 @@ class HintConsumer(dramatiq.Consumer):
         self._capacity = capacity
         self._taking = Circuit("taking hints", cooldown_s=cooldown_s)
         self._taken: deque[Hint] = deque()
+        self._held_back: dict[Hint, float] = {}  # until when, by the monotonic clock
         self._polled: deque[Hint] = deque()
         self._astray: deque[bytes] = deque()
 
@@ -57,8 +58,10 @@ class HintConsumer(dramatiq.Consumer):
             self._look()
         if self._polled:
             return self._start(self._polled.popleft(), is_local=True)
-        if self._taken:
-            return self._start(self._taken.popleft())
+        while self._taken:
+            hint = self._taken.popleft()
+            if not self._is_held_back(hint):
+                return self._start(hint)
         return None
 
     def ack(self, message: MessageProxy) -> None:
@@ -80,8 +83,10 @@ class HintConsumer(dramatiq.Consumer):
     def close(self) -> None:
         """Pass on what was taken and not handed out."""
         self._polled.clear()
-        while self._taken:
-            self._pass_on(self._taken.popleft())
+        for hint in {**dict.fromkeys(self._taken), **self._held_back}:
+            self._pass_on(hint)
+        self._taken.clear()
+        self._held_back.clear()
 
     def _look(self) -> None:
         """Find something to start, waiting for it a short while."""
@@ -90,18 +95,45 @@ class HintConsumer(dramatiq.Consumer):
         if idle <= 0:
             broker.wake.wait(BLOCK_S)
             return
+        if self._held_back and (ripe := self._ripe()) is not None:
+            self._taken.append(ripe)
+            return
+        held_s = min(self._held_back.values(), default=inf) - time.monotonic()
         poll_in_s = inf if broker.poller is None else broker.poller.seconds_left()
         if broker.poller is not None and poll_in_s <= 0:
             due = broker.poller.due(idle, running)
             self._polled.extend(Hint(post_processor_id) for post_processor_id in due)
         elif broker.link is not None and self._taking.allows():
-            self._take(broker.link, idle, block_s=min(poll_in_s, BLOCK_S))
+            self._take(broker.link, idle, block_s=max(0.0, min(poll_in_s, held_s, BLOCK_S)))
         else:
             retry_in_s = BLOCK_S if broker.link is None else self._taking.seconds_left()
-            broker.wake.wait(min(poll_in_s, retry_in_s, BLOCK_S))
+            broker.wake.wait(max(0.0, min(poll_in_s, held_s, retry_in_s, BLOCK_S)))
+
+    def _is_held_back(self, hint: Hint) -> bool:
+        """Whether to look later, because this process looked just now and found nothing.
+
+        However many hints of a kind are held back, they become one look, at the end of the gap.
+        """
+        if hint.post_processor_id is None:
+            return False
+        if hint in self._held_back:
+            return True
+        wait_s = self._broker.looks.wait_s(hint.post_processor_id)
+        if wait_s > 0:
+            self._held_back[hint] = time.monotonic() + wait_s
+        return wait_s > 0
+
+    def _ripe(self) -> Hint | None:
+        now = time.monotonic()
+        ripe = next((hint for hint, at in self._held_back.items() if at <= now), None)
+        if ripe is not None:
+            del self._held_back[ripe]
+        return ripe
 
     def _take(self, link: RedisLink, limit: int, *, block_s: float) -> None:
         try:
+            if self._taking.has_failed:
+                link.ping()  # polling does not wait out a blocking call to find it still hangs
             bodies = link.take(limit, block_s=block_s)
             hints = [hint for body in bodies if (hint := self._accept(body)) is not None]
             while self._astray:

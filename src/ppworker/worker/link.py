@@ -53,7 +53,7 @@ class RedisLink:
         """
         return cls(
             open_client(url, timeout_s=COMMAND_TIMEOUT_S),
-            open_client(url, timeout_s=BLOCK_S + 2 * COMMAND_TIMEOUT_S),
+            open_client(url, timeout_s=BLOCK_S + COMMAND_TIMEOUT_S),
         )
 
     def offer(self, hint: Hint) -> bool:
@@ -97,6 +97,10 @@ class RedisLink:
         """Remove the marks, so that the next hint of each kind is queued again."""
         if hints:
             self._client.delete(*(hint.mark for hint in hints))
+
+    def ping(self) -> None:
+        """Ask for the shortest answer there is."""
+        self._client.ping()
 
     def close(self) -> None:
         """Close the connections; never raises for a redis that is away."""

@@ -11,7 +11,6 @@ from ppworker.errors import StoreUnavailable
 log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_S = 5.0
-_STOP_S = 5.0
 
 
 class OperationThread:
@@ -43,10 +42,10 @@ class OperationThread:
         """Begin to poll."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; waits for the present chunk, up to five seconds."""
+    def stop(self, *, wait_s: float = 5.0) -> None:
+        """End the thread; waits up to ``wait_s`` seconds for the present chunk."""
         self._ended.set()
-        self._thread.join(timeout=_STOP_S)
+        self._thread.join(wait_s)
 
     def _run(self) -> None:
         failures = 0

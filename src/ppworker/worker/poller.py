@@ -4,8 +4,8 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from uuid import UUID
 
@@ -27,10 +27,12 @@ class Poll:
     Attributes:
         due: post-processors with jobs to claim now, the one to serve first in front.
         next_due_s: seconds until the next job becomes due, None when none waits.
+        datasets: the dataset of each post-processor; one that is not named is its own.
     """
 
     due: Sequence[UUID]
     next_due_s: float | None = None
+    datasets: Mapping[UUID, UUID] = field(default_factory=dict)
 
 
 class Poller:
@@ -71,10 +73,11 @@ class Poller:
     def due(self, limit: int, running: Counter[UUID]) -> list[UUID]:
         """Look now and name at most ``limit`` post-processors to start.
 
-        Those without a slot in this process come first, each once: a deep backlog recruits its
-        further slots by itself. Among them those come first whose last turn here is longest ago,
-        or the one whose jobs wait longest would have every turn until its backlog is gone. A
-        database that is away is logged once and asked less often.
+        Datasets take turns, however many post-processors they have: those with the fewest slots in
+        this process come first, and among them those whose last turn here is longest ago, or the
+        one whose jobs wait longest would have every turn until its backlog is gone. So do the
+        post-processors of a dataset. Each is named once: a deep backlog recruits its further slots
+        by itself. A database that is away is logged once and asked less often.
         """
         self._is_wanted = False  # before asking: who asks meanwhile is owed another look
         try:
@@ -94,9 +97,32 @@ class Poller:
         self._earliest_at = self._clock() + _GAP_S
         self._next_at = self._earliest_at + max(0.0, wait_s - _GAP_S)
         self._served_at = {id_: at for id_, at in self._served_at.items() if id_ in poll.due}
-        return sorted(poll.due, key=lambda id_: (running[id_], self._served_at.get(id_, -inf)))[
-            :limit
-        ]
+        return self._in_turn(poll, limit, running)
+
+    def _in_turn(self, poll: Poll, limit: int, running: Counter[UUID]) -> list[UUID]:
+        """At most ``limit`` of those due, one by one, each with what the ones before take."""
+        dataset_of = poll.datasets
+        busy: Counter[UUID] = Counter()
+        for id_, slots in running.items():
+            busy[dataset_of.get(id_, id_)] += slots
+        served: dict[UUID, float] = {}
+        for id_, at in self._served_at.items():
+            dataset = dataset_of.get(id_, id_)
+            served[dataset] = max(served.get(dataset, -inf), at)
+
+        def turn(id_: UUID) -> tuple[float, ...]:
+            dataset = dataset_of.get(id_, id_)
+            of_dataset = busy[dataset], served.get(dataset, -inf)
+            return (*of_dataset, running[id_], self._served_at.get(id_, -inf))
+
+        waiting = list(poll.due)
+        chosen: list[UUID] = []
+        while waiting and len(chosen) < limit:
+            first = min(waiting, key=turn)
+            waiting.remove(first)
+            chosen.append(first)
+            busy[dataset_of.get(first, first)] += 1
+        return chosen
 
     def _failed(self, error: Exception) -> list[UUID]:
         if not self._failures:

@@ -20,6 +20,8 @@ _THREAD_TICK_MS = 400
 """Milliseconds after which an idle thread of dramatiq looks whether it shall stop."""
 _RELEASE_S = 2.0
 """Seconds past the grace in which running slices give their jobs back."""
+SLOT_HANGS = 3
+"""Exit code of a process that ended because a slot hung in a model."""
 _REDIS_S = 1.0
 """Seconds that stopping spends on redis at most, when all slots are done."""
 
@@ -32,8 +34,9 @@ def run_worker(
     grace_s: float,
     tick: Callable[[], None] = lambda: None,
     draining: Callable[[], None] = lambda: None,
+    hung: Callable[[], int] = lambda: 0,
 ) -> bool:
-    """Work until SIGTERM, SIGINT or ``broker.stopping``.
+    """Work until SIGTERM, SIGINT, ``broker.stopping``, or a slot that hangs.
 
     Sets ``broker.stopping`` when it is time: slices then finish their batch within ``grace_s``
     seconds or give it back. A second SIGINT ends the wait at once. Any other repeated signal is
@@ -47,6 +50,8 @@ def run_worker(
         grace_s: seconds that running slices have.
         tick: called several times a second as long as this goes on; must be quick.
         draining: called once, when no more work is taken; must be quick.
+        hung: how many slots hang in a model; no thread can be stopped, so the process ends for one.
+            The others have their grace as ever, and are not kept waiting for it.
 
     Returns:
         Whether every slot was done in time.
@@ -62,11 +67,19 @@ def run_worker(
         first = signals.wait(0.25)
         if first is not None:
             broker.stopping.set()
+        elif hung():
+            log.error("a slot hangs in a model of this process past its deadline; it must end")
+            broker.stopping.set()
     broker.wake.set()
     slots_by = time.monotonic() + grace_s + _RELEASE_S
     draining()
     return _stop(
-        worker, signals, interrupts=int(first == signal.SIGINT), slots_by=slots_by, tick=tick
+        worker,
+        signals,
+        interrupts=int(first == signal.SIGINT),
+        slots_by=slots_by,
+        tick=tick,
+        hung=hung,
     )
 
 
@@ -77,18 +90,23 @@ def _stop(
     interrupts: int,
     slots_by: float,
     tick: Callable[[], None],
+    hung: Callable[[], int],
 ) -> bool:
     """Stop dramatiq's threads; whether the slots were done by ``slots_by`` (monotonic seconds)."""
+
+    def running() -> int:
+        return sum(slot.is_alive() for slot in worker.workers)
+
     # In a thread of its own: its joins add up to more than the grace, and it talks to redis.
     wait_ms = max(0, int((slots_by - time.monotonic()) * 1000))
     stopper = Thread(target=worker.stop, args=(wait_ms,), name="stop", daemon=True)
     stopper.start()
-    while time.monotonic() < slots_by and any(slot.is_alive() for slot in worker.workers):
+    while time.monotonic() < slots_by and running() > hung():
         tick()
         interrupts += signals.wait(0.02) == signal.SIGINT
         if interrupts > 1:
             return False
-    is_done = not any(slot.is_alive() for slot in worker.workers)
+    is_done = not running()
     if is_done:
         stopper.join(_REDIS_S)
     return is_done

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Thread
 
 from ppworker.worker.parent import SUPERVISOR_PID
@@ -24,7 +25,9 @@ _LOOK_S = 0.1
 _SHORT_LIFE_S = 5.0
 """A child that dies sooner is started again later each time."""
 _FIRST_BACKOFF_S = 0.5
-_LONGEST_BACKOFF_S = 30.0
+_LONGEST_BACKOFF_S = 4.0
+"""Short enough that full capacity is back within ten seconds of whatever killed a child, and long
+enough that one which dies at each start leaves the machine to the others."""
 _KILL_AFTER_S = 5.0
 """Seconds past the grace after which a child that will not stop is killed."""
 
@@ -82,7 +85,8 @@ def supervise(
         children: what to run.
         grace_s: seconds that a child takes to stop.
         ended: told the name of a child that has ended, before it is started again.
-        stopping: called once, before the first child is told to stop.
+        stopping: called once, before the first child is told to stop. An error of either is logged
+            and changes nothing: a full disk must not end what is to outlive it.
         ticks: called every ``tick_s`` seconds in a thread of their own; errors are logged.
         tick_s: seconds between ticks.
 
@@ -100,7 +104,7 @@ def supervise(
                 if any(looks):
                     _stop(kept, signals, interrupts=0, grace_s=grace_s)
                     return CONFIGURATION_ERROR
-            stopping()
+            _tell(stopping)
             interrupts = int(caught == signal.SIGINT)
             is_clean = _stop(kept, signals, interrupts=interrupts, grace_s=grace_s)
         finally:
@@ -117,7 +121,7 @@ def _look_after(kept: _Kept, ended: Callable[[str], None]) -> bool:
         if code is None:
             return False
         kept.process = None
-        ended(kept.child.name)
+        _tell(partial(ended, kept.child.name))
         if code == CONFIGURATION_ERROR:
             log.error("%s: configuration error, stopping all", kept.child.name)
             return True
@@ -131,9 +135,17 @@ def _look_after(kept: _Kept, ended: Callable[[str], None]) -> bool:
                 env={**os.environ, **kept.child.environment, SUPERVISOR_PID: str(os.getpid())},
                 pass_fds=tuple(kept.child.descriptors),
             )
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  no process, no memory, no program: later perhaps
             _plan_restart(kept, now, f"could not be started: {error}")
     return False
+
+
+def _tell(what: Callable[[], None]) -> None:
+    """Call what is beside the point of supervising; its errors are logged."""
+    try:
+        what()
+    except Exception:
+        log.exception("a periodic check or a note of the supervisor failed")
 
 
 def _plan_restart(kept: _Kept, now: float, what_happened: str) -> None:
@@ -177,7 +189,4 @@ def _kill(kept: Sequence[_Kept]) -> None:
 def _tick(ticks: Sequence[Callable[[], None]], tick_s: float, ended: Event) -> None:
     while ticks and not ended.wait(tick_s):
         for tick in ticks:
-            try:
-                tick()
-            except Exception:
-                log.exception("a periodic check of the supervisor failed")
+            _tell(tick)

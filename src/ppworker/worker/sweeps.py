@@ -33,12 +33,25 @@ def _nobody(_name: str, _is_ok: bool, _seconds: float) -> None:  # noqa: FBT001 
 
 
 class Sweeper:
-    """A thread that runs the sweeps, each at its own jittered period."""
+    """A thread that runs the sweeps one by one, each at its own jittered period.
 
-    def __init__(self, sweeps: Sequence[Sweep], *, swept: Swept = _nobody) -> None:
-        """Prepare to sweep; ``swept`` is told of each run."""
+    A sweep that hangs is left to itself after a while, and the others go on beside it.
+    """
+
+    def __init__(
+        self, sweeps: Sequence[Sweep], *, swept: Swept = _nobody, patience_s: float = 10.0
+    ) -> None:
+        """Prepare to sweep.
+
+        Args:
+            sweeps: what to run.
+            swept: told of each run.
+            patience_s: seconds for which the others wait for one.
+        """
         self._sweeps = sweeps
         self._swept = swept
+        self._patience_s = patience_s
+        self._running: dict[str, threading.Thread] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeps", daemon=True)
 
@@ -46,18 +59,36 @@ class Sweeper:
         """Begin to sweep."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; a sweep in flight is waited for, up to five seconds."""
+    def stop(self, *, wait_s: float = 5.0) -> None:
+        """End the thread; waits up to ``wait_s`` seconds for a sweep in flight."""
         self._ended.set()
-        self._thread.join(timeout=5)
+        self._thread.join(wait_s)
 
     def _run(self) -> None:
         next_at = {s.name: time.monotonic() + _jittered(s.every_s) for s in self._sweeps}
         while not self._ended.wait(max(0.05, min(next_at.values()) - time.monotonic())):
             for sweep in self._sweeps:
-                if time.monotonic() >= next_at[sweep.name]:
-                    run_once(sweep, swept=self._swept)
+                if time.monotonic() >= next_at[sweep.name] and not self._ended.is_set():
+                    self._run_for_a_while(sweep)
                     next_at[sweep.name] = time.monotonic() + _jittered(sweep.every_s)
+
+    def _run_for_a_while(self, sweep: Sweep) -> None:
+        before = self._running.get(sweep.name)
+        if before is not None and before.is_alive():
+            return
+        # In a thread of its own: nothing else can leave a call that does not come back.
+        running = threading.Thread(
+            target=run_once,
+            args=(sweep,),
+            kwargs={"swept": self._swept},
+            name=f"sweep-{sweep.name}",
+            daemon=True,
+        )
+        self._running[sweep.name] = running
+        running.start()
+        running.join(self._patience_s)
+        if running.is_alive():
+            log.warning("sweep %s hangs; the others go on without waiting for it", sweep.name)
 
 
 def run_once(sweep: Sweep, *, swept: Swept = _nobody) -> int:

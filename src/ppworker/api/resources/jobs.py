@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from ppworker.api.auth import KeyedRoute, Room
 from ppworker.api.errors import responses
@@ -20,10 +20,14 @@ from ppworker.api.paging import (
     tell,
 )
 from ppworker.api.paths import DatasetPath, ItemPath, VersionPath, identity, missing
-from ppworker.api.wire import Base, Text, Time
+from ppworker.api.resources.operations import OperationAnswer, later
+from ppworker.api.wire import Answer, Asked, Base, IdOrEmpty, Text, Time
+from ppworker.errors import Invalid
 from ppworker.pipeline.control import operate
+from ppworker.pipeline.control import retry_jobs as restarting
 from ppworker.pipeline.deps import Deps
-from ppworker.store import job_pages
+from ppworker.store import job_pages, operations
+from ppworker.store.datasets import as_id
 from ppworker.store.job_pages import Filters
 from ppworker.store.versions import Version
 
@@ -119,6 +123,57 @@ def list_dataset_jobs(
     """
     wanted = None if item_id is None else identity(item_id, "item_id")
     return _listed(deps, dataset.id, replace(asked.filters, item_id=wanted), asked)
+
+
+class RetryBody(Asked):
+    """Which failed jobs: those that match all that is given; without any, every one."""
+
+    post_processor_id: IdOrEmpty | None = None
+    reason: Annotated[str, Field(max_length=100)] | None = None
+    """Why they failed, as jobs tell."""
+    successors: bool | None = None
+    """Whether later post-processors of the items run again too."""
+
+
+class RetriedAnswer(Answer):
+    """What was restarted."""
+
+    retried: int
+    skipped: int
+    """Left alone, because a newer job of the same item and post-processor took the place."""
+
+
+@router.post(
+    "/datasets/{dataset_id}/post-processors/jobs/retry",
+    response_model=RetriedAnswer,
+    responses=responses(400, 413, 422)
+    | {202: {"model": OperationAnswer, "description": "They are many: the operation"}},
+)
+def retry_jobs(deps: Room, dataset: DatasetPath, body: RetryBody) -> Any:
+    """Run failed jobs of a dataset again, with a fresh budget of attempts.
+
+    Up to a thousand are due at once. More are restarted bit by bit, behind what comes in live:
+    then the answer is 202 with the operation.
+    """
+    processor = None
+    if body.post_processor_id:
+        processor = as_id(body.post_processor_id)
+        if processor is None:
+            raise Invalid(f"'{body.post_processor_id}' is no id", field="post_processor_id")
+    wanted = restarting.Wanted(
+        dataset_id=dataset.id,
+        post_processor_id=processor,
+        reason=body.reason or None,
+        successors=bool(body.successors),
+    )
+    done = restarting.begin(deps, dataset.user_id, wanted)
+    if not isinstance(done, UUID):
+        return RetriedAnswer(retried=done.changed, skipped=done.skipped)
+    with deps.db.look() as tx:
+        operation = operations.find_operation(tx, dataset.user_id, done)
+    if operation is None:
+        raise missing("operation", done)
+    return later(operation)
 
 
 @router.get(

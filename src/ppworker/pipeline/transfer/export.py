@@ -72,7 +72,6 @@ def begin(
     Raises:
         NotFound: the version is gone.
     """
-    shelf.prune(deps)
     target = stage.target(deps, version_id)
     with deps.db.look() as tx:
         splits = _splits(tx, target, None if split is None else split.id)

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
+from ppworker.errors import CommitUnknown
 from ppworker.pipeline.deps import Deps
 
 ARCHIVE = "archive"
@@ -40,11 +41,16 @@ def folder(deps: Deps, operation_id: UUID) -> Path:
 
 @contextmanager
 def staging(deps: Deps, operation_id: UUID) -> Iterator[Path]:
-    """A new folder of an operation to be; gone again unless the block ends well."""
+    """A new folder of an operation to be; gone again unless the block ends well.
+
+    Where nobody knows whether the operation was written it stays: that one would need it.
+    """
     path = folder(deps, operation_id)
     path.mkdir(parents=True)
     try:
         yield path
+    except CommitUnknown:
+        raise  # `prune` takes it in the end, if nobody else does
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
