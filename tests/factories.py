@@ -94,7 +94,7 @@ class World:
         """Claim due jobs."""
         batch = execute.claim(deps or self.deps, processor, limit=limit)
         if not batch.jobs and batch.suspects_wait:
-            return execute.claim_suspects(deps or self.deps, processor)
+            return execute.claim_suspects(deps or self.deps, processor, limit=limit)
         return batch
 
     def run(

@@ -8,6 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ppworker.errors import ConfigurationError
 
+_LONGEST_S = 1e9
+"""Thirty years in seconds: the database's times must hold what lies so far back."""
 _BESIDE_SLOTS = 2
 """Connections that a worker process needs beside those of its slots: heartbeat, and all else."""
 
@@ -65,7 +67,7 @@ class Settings(BaseSettings):
     sweep_s: Annotated[float, Field(ge=0.2, le=300)] = Field(
         default=5.0, description="Seconds between sweeps of a worker process, jittered by half."
     )
-    recount_s: Annotated[float, Field(ge=1)] = Field(
+    recount_s: Annotated[float, Field(ge=1, le=_LONGEST_S)] = Field(
         default=240.0,
         description="Seconds after which a split's label stats are compared with a recount again, "
         "and set right if they differ.",
@@ -121,16 +123,16 @@ class Settings(BaseSettings):
         default=24 * 3600.0,
         description="Seconds for which an exported archive can be downloaded.",
     )
-    keep_completed_s: Annotated[float, Field(ge=0)] = Field(
+    keep_completed_s: Annotated[float, Field(ge=0, le=_LONGEST_S)] = Field(
         default=30 * 24 * 3600.0,
         description="Seconds for which completed jobs and operations are kept, and dead letters "
         "that were replayed; answers and annotations stay. 0: for ever.",
     )
-    keep_failed_s: Annotated[float, Field(ge=0)] = Field(
+    keep_failed_s: Annotated[float, Field(ge=0, le=_LONGEST_S)] = Field(
         default=90 * 24 * 3600.0,
         description="The same for failed ones, cancelled jobs and waiting dead letters.",
     )
-    keep_keys_s: Annotated[float, Field(ge=0)] = Field(
+    keep_keys_s: Annotated[float, Field(ge=0, le=_LONGEST_S)] = Field(
         default=90 * 24 * 3600.0,
         description="Seconds for which idempotency keys are kept: what comes again later with "
         "one is done again. 0: for ever.",

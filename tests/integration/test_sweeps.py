@@ -149,7 +149,7 @@ def test_when_the_sweeping_process_is_gone_another_one_sweeps(
             started = time.monotonic()
             eventually(lambda: world.statuses(processor) == ["pending"], within_s=20)
             waits.append(time.monotonic() - started)
-            world.sql("UPDATE post_processor_jobs SET run_at = now(), suspect_group = NULL")
+            world.sql("UPDATE post_processor_jobs SET run_at = now(), is_suspect = false")
     finally:
         end(gone)
         end(other)

@@ -1,90 +1,62 @@
-"""Who is blamed when a worker dies with a batch in its own process."""
-
-import math
-from collections import deque
+"""Who is suspected when a worker dies with a batch in its own process, and who is blamed."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ppworker.domain.job import MAX_CRASHES, Attempt, Outcome, Status, decide
-from ppworker.domain.suspects import blame, halves
 
 DIED = Outcome(kind="lease_expired", code="lease_expired", message="the worker died")
 HUNG = Outcome(kind="lease_expired", code="deadline", message="the model hung")
-
-
-@given(st.lists(st.integers(), unique=True))
-def test_halves_hold_every_member_once_and_are_smaller(members: list[int]) -> None:
-    groups = halves(members)
-    assert [each for group in groups for each in group] == members
-    assert all(groups)
-    if len(members) > 1:
-        assert max(len(group) for group in groups) == math.ceil(len(members) / 2)
-
-
-def test_only_a_suspect_that_ran_alone_is_blamed() -> None:
-    assert blame(in_model=0, is_suspect=True) == "none"
-    assert blame(in_model=1, is_suspect=False) == "charged"
-    assert blame(in_model=9, is_suspect=True) == "refunded"
-    assert blame(in_model=1, is_suspect=True) == "alone"
+CRASHED = Outcome(kind="error", code="crash", message="its process died", retryable=True)
 
 
 @given(
-    size=st.integers(1, 200),
-    deadly=st.sets(st.integers(0, 199), max_size=3),
-    max_attempts=st.integers(1, 10),
+    attempts=st.integers(1, 10),
+    extra=st.integers(0, 5),
+    crashes=st.integers(0, MAX_CRASHES - 1),
     hangs=st.booleans(),
 )
-def test_the_deadly_are_found_and_nobody_else_pays_more_than_one_attempt(
-    size: int, deadly: set[int], max_attempts: int, hangs: bool
+def test_whoever_was_in_the_model_is_suspected_and_failed_for_nothing(
+    attempts: int, extra: int, crashes: int, hangs: bool
 ) -> None:
-    outcome = HUNG if hangs else DIED
-    attempts, crashes = dict.fromkeys(range(size), 0), dict.fromkeys(range(size), 0)
-    ended: dict[int, str] = {}
-    charged: dict[int, int] = dict.fromkeys(range(size), 0)
-    deaths, waiting = 0, deque([(list(range(size)), False)])
-    while waiting:
-        group, are_suspects = waiting.popleft()
-        for job in group:
-            attempts[job] += 1
-        if deadly.isdisjoint(group):
-            ended |= dict.fromkeys(group, "answered")
-            continue
+    attempt = Attempt(
+        attempts=attempts, max_attempts=attempts + extra, crash_count=crashes, in_model=True
+    )
+    found = decide(attempt, HUNG if hangs else DIED, jitter=0.5)
+    assert (found.to, found.is_suspect) == (Status.PENDING, True)
+    assert found.attempts == min(attempts, attempt.max_attempts - 1), "it can run again"
+    assert found.cause == ("rescued" if extra else "suspected"), "its last attempt is given back"
+    assert found.crash_count == crashes, "a death among others is nobody's"
+    assert found.reason == ("deadline" if hangs else "lease_expired")
+
+
+def test_a_death_outside_the_model_suspects_nobody() -> None:
+    found = decide(Attempt(attempts=1, max_attempts=3), DIED, jitter=0)
+    assert (found.to, found.is_suspect, found.cause) == (Status.PENDING, False, "rescued")
+    last = decide(Attempt(attempts=3, max_attempts=3), DIED, jitter=0)
+    assert (last.to, last.cause) == (Status.FAILED, "exhausted")
+
+
+@given(max_attempts=st.integers(1, 10))
+def test_poison_is_put_away_after_three_deaths_of_its_own_or_its_last_attempt(
+    max_attempts: int,
+) -> None:
+    attempt = Attempt(attempts=1, max_attempts=max_attempts, in_model=True)
+    found = decide(attempt, DIED, jitter=0)
+    deaths = 0
+    while found.to is Status.PENDING:
+        assert found.is_suspect
+        attempt = Attempt(
+            attempts=found.attempts + 1,
+            max_attempts=max_attempts,
+            crash_count=found.crash_count,
+            is_suspect=True,
+        )
+        found = decide(attempt, CRASHED, jitter=0)
         deaths += 1
-        again = []
-        for job in group:
-            before = attempts[job]
-            attempt = Attempt(
-                attempts=before,
-                max_attempts=max_attempts,
-                crash_count=crashes[job],
-                in_model=len(group),
-                is_suspect=are_suspects,
-            )
-            found = decide(attempt, outcome, jitter=0.5)
-            attempts[job], crashes[job] = found.attempts, found.crash_count
-            if found.to is Status.FAILED:
-                assert len(group) == 1
-                ended[job] = found.reason
-                assert (found.cause, found.reason) == ("crashed", "deadline" if hangs else "crash")
-                assert f"{crashes[job]} x" in found.error
-            else:
-                assert found.is_suspect
-                assert found.attempts < max_attempts, "it can run again"
-                charged[job] += found.attempts - (before - 1)
-                again.append(job)
-        waiting.extend((list(part), True) for part in halves(again))
-    present = {job for job in deadly if job < size}
-    for job in range(size):
-        if job in present:
-            assert ended[job] == ("deadline" if hangs else "crash")
-            assert 1 <= crashes[job] <= MAX_CRASHES
-        else:
-            assert ended[job] == "answered"
-            assert charged[job] <= 1
-            assert crashes[job] == 0
-    assert deaths <= len(present) * (math.ceil(math.log2(size)) + 1 + MAX_CRASHES)
+    assert found.reason == "crash"
+    assert deaths == found.crash_count == max(1, min(MAX_CRASHES, max_attempts - 1))
 
 
 @pytest.mark.parametrize("kind", ["answered", "error"])
@@ -100,8 +72,6 @@ def test_a_suspect_that_was_not_asked_stays_one(kind: str) -> None:
     assert decide(attempt, Outcome(kind=kind), jitter=0).is_suspect  # type: ignore[arg-type]
 
 
-def test_a_job_whose_own_process_died_of_it_runs_alone_next() -> None:
-    attempt = Attempt(attempts=1, max_attempts=3)
-    outcome = Outcome(kind="error", code="crash", retryable=True)
-    found = decide(attempt, outcome, jitter=0)
+def test_a_job_whose_own_process_died_of_it_is_a_suspect_next() -> None:
+    found = decide(Attempt(attempts=1, max_attempts=3), CRASHED, jitter=0)
     assert (found.is_suspect, found.crash_count) == (True, 1)

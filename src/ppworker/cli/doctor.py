@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import typer
+from sqlalchemy.exc import DBAPIError
 
 from ppworker import __version__, wiring
 from ppworker.cli import render
@@ -53,6 +54,13 @@ def _findings(reached: Reached) -> Iterator[Finding]:
             said=f"does not answer: {error}",
             remedy="start it, or mend PPWORKER_DATABASE_URL",
         )
+    except DBAPIError as error:
+        yield Finding(
+            check="rights",
+            state=State.PROBLEM,
+            said=f"PostgreSQL refuses a look: {str(error.orig).splitlines()[0]}",
+            remedy="run as the role that owns the tables",
+        )
     finally:
         db.close()
 
@@ -66,12 +74,12 @@ def _of_redis(found: Settings) -> Iterator[Finding]:
 
 def _of_content(db: Database) -> Iterator[Finding]:
     try:
-        schema.check(db)
+        schema.check(db, limit_s=server.LIMIT_S)
     except ConfigurationError as error:
         yield Finding(check="schema", state=State.PROBLEM, said=str(error))
         return
     yield Finding(check="schema", state=State.OK, said=f"is at revision {schema.REVISION}")
-    with db.begin() as tx:
+    with db.begin(limit_s=server.LIMIT_S) as tx:
         processors, _, _ = overview.read_processors(tx, with_completed=False)
         found = overview.read_workers(tx)
     wanted = {(f"{each.dataset}/{each.name}", each.runner) for each in processors if each.enabled}

@@ -5,7 +5,6 @@ from enum import StrEnum
 from typing import Literal
 
 from ppworker.domain import retry
-from ppworker.domain.suspects import Blame, blame
 
 
 class Status(StrEnum):
@@ -89,11 +88,10 @@ class Attempt:
     """Somebody planned onto the live job: its input is not what the model saw."""
     input_changed: bool = False
     """The item's input revision differs from the one recorded at the claim."""
-    in_model: int = 0
-    """Jobs of its batch that were in a model of the worker's own process when that died or hung,
-    itself among them; 0 where it was in none."""
+    in_model: bool = False
+    """Whether it was in a model of the worker's own process when that died or hung."""
     is_suspect: bool = False
-    """Whether it ran with its group alone, because a worker died with it before."""
+    """Whether it ran in a process of its model's own, because a worker died with it before."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,7 +130,7 @@ class Transition:
     keep_result: bool = False
     """Whether the answer is written together with this edge."""
     is_suspect: bool = False
-    """Whether it must not run beside others before it has answered."""
+    """Whether it must run in a process of its model's own until it has answered."""
 
 
 def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
@@ -165,9 +163,8 @@ def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
             is_suspect=attempt.is_suspect,
         )
     if outcome.kind == "lease_expired":
-        found = blame(in_model=attempt.in_model, is_suspect=attempt.is_suspect)
-        if found != "none":
-            return _died(attempt, outcome, found, jitter=jitter)
+        if attempt.in_model:
+            return _suspected(attempt, outcome, jitter=jitter)
         transition = _again(attempt, outcome, cause="rescued", jitter=jitter)
         if outcome.code == LEASE_EXPIRED:  # its worker's end, not its own: it waited long enough
             transition = replace(transition, delay_s=0.0)
@@ -175,25 +172,13 @@ def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
     return _after_error(attempt, outcome, jitter=jitter)
 
 
-def _died(attempt: Attempt, outcome: Outcome, found: Blame, *, jitter: float) -> Transition:
-    """After the death, or the hang, of the worker in whose model the job was.
+def _suspected(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
+    """After the death, or the hang, of the worker in whose model the job was, alone or with others.
 
-    Only a job that did it alone is failed for it. One that was among others keeps an attempt to
-    prove itself in.
+    It may be the cause or not, so it pays its attempt, but is failed for nothing: one that used up
+    its last attempt gets it back, to prove itself in a process where nobody else can be blamed.
     """
-    attempts = attempt.attempts
-    if found == "alone":
-        crashes = attempt.crash_count + 1
-        what = "its worker died" if outcome.code == LEASE_EXPIRED else "its model hung"
-        alone = replace(outcome, message=f"{what} with it alone in the model, {crashes} x")
-        if crashes >= MAX_CRASHES or attempts >= attempt.max_attempts:
-            reason = "crash" if outcome.code == LEASE_EXPIRED else outcome.code
-            alone = replace(alone, code=reason)
-            return _fail(attempt, alone, cause="crashed", crashes=crashes)
-        attempt, outcome = replace(attempt, crash_count=crashes), alone
-    elif found == "refunded":
-        attempts -= 1
-    attempts = max(0, min(attempts, attempt.max_attempts - 1))
+    attempts = min(attempt.attempts, attempt.max_attempts - 1)
     return Transition(
         to=Status.PENDING,
         cause="suspected" if attempts < attempt.attempts else "rescued",
@@ -259,7 +244,7 @@ def _again(attempt: Attempt, outcome: Outcome, *, cause: str, jitter: float) -> 
         attempts=attempt.attempts,
         crash_count=crashes,
         snoozes=attempt.snoozes,
-        is_suspect=outcome.code == "crash",  # by itself it costs one death, among others many
+        is_suspect=outcome.code == "crash",  # so that its next death is no other batch's
     )
 
 

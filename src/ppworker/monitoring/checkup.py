@@ -115,6 +115,12 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
             "no messages are taken",
             remedy="set PPWORKER_REDIS_URL",
         )
+    if settings.crash_at is not None:
+        yield _problem(
+            "crash point",
+            f"processes kill themselves at '{settings.crash_at}': jobs lose attempts",
+            "unset PPWORKER_CRASH_AT, which is for tests of ppworker itself",
+        )
 
 
 def of_server(facts: ServerFacts, settings: Settings) -> Iterator[Finding]:
@@ -157,6 +163,13 @@ def _of_access(facts: ServerFacts) -> Iterator[Finding]:
             f"transactions are {isolation} by default; exactness rests on read committed",
             "ALTER ROLE ... RESET default_transaction_isolation",
         )
+    if facts.untold:
+        yield Finding(
+            check="rights",
+            state=State.WARNING,
+            said=f"some checks are left out: {'; '.join(facts.untold)}",
+            remedy="GRANT SELECT there to this role, or examine the server as another one",
+        )
     for name in ("statement_timeout", "lock_timeout"):
         found = _milliseconds(facts.settings[name])
         if 0 < found < _SHORTEST_TIMEOUT_MS:
@@ -171,6 +184,7 @@ def _of_access(facts: ServerFacts) -> Iterator[Finding]:
 def _of_connections(facts: ServerFacts, settings: Settings) -> Iterator[Finding]:
     most = int(facts.settings["max_connections"])
     most -= int(facts.settings["superuser_reserved_connections"])
+    most = most if facts.limit is None else min(most, facts.limit)
     wanted = settings.processes * settings.connections + settings.api_threads + 2
     if facts.through:  # what stands between has a limit of its own
         yield Finding(
@@ -186,7 +200,8 @@ def _of_connections(facts: ServerFacts, settings: Settings) -> Iterator[Finding]
         state=State.WARNING if is_short else State.OK,
         said=f"{wanted} wanted by {settings.processes} worker processes and one API of these "
         f"settings, {most} allowed, {facts.connections} in use now",
-        remedy="raise max_connections, lower PPWORKER_POOL_SIZE, or put PgBouncer between"
+        remedy="raise max_connections (or the CONNECTION LIMIT of role or database), lower "
+        "PPWORKER_POOL_SIZE, or put PgBouncer between"
         if is_short
         else "",
     )

@@ -31,6 +31,9 @@ def main() -> None:
         try:
             found = settings.load()
             crash_points.arm(found.crash_at)
+            if found.crash_at:  # in no production, unless by mistake
+                telemetry.configure(found)
+                telemetry.warn(f"{role}.will_crash", at=found.crash_at, set_by="PPWORKER_CRASH_AT")
             in_time = run(found, signals, Place.of_this_process())
         except ConfigurationError as error:
             sys.stderr.write(f"ppworker: {error}\n")

@@ -81,27 +81,35 @@ class RunnerPool:
         self._max_loaded = max_loaded
         self._isolate_all = isolate_all  # also what is trusted, for a process that holds no model
         self._lock = threading.Lock()
-        self._slots: dict[tuple[str, str], _Slot] = {}
+        self._slots: dict[tuple[str, str, bool], _Slot] = {}
         self._closed = False
 
-    def acquire(self, name: str, config: Mapping[str, object]) -> Permit | None:
+    def acquire(
+        self, name: str, config: Mapping[str, object], *, apart: bool = False
+    ) -> Permit | None:
         """The right to run a batch, or None while the model is busy or the pool is closed.
 
         Never waits, and loads nothing. Take it before claiming jobs: what has no model to run in
         must not be claimed. An isolated runner runs one batch at a time in each worker process,
         and so does one that is not thread-safe.
 
+        Args:
+            name: of the runner.
+            config: its settings.
+            apart: in a process of its own, though the runner does not ask for one.
+
         Raises:
             Invalid: this process has no such runner, or the runner refuses the settings.
         """
-        key = (name, json.dumps(config, sort_keys=True, separators=(",", ":"), default=str))
+        settings = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
+        key = (name, settings, apart)
         found = registry.spec(name)
         with self._lock:
             if self._closed:
                 return None
             slot = self._slots.get(key)
             if slot is None:
-                isolated = found.isolated or self._isolate_all
+                isolated = found.isolated or self._isolate_all or apart
                 model = self._model(name, config, isolated=isolated)
                 slot = self._slots[key] = _Slot(found, model, isolated=isolated)
             if slot.users and slot.exclusive:

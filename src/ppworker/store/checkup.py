@@ -3,14 +3,23 @@
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from ppworker.store.db import Database, Tx, by_name
+
+if TYPE_CHECKING:
+    from ppworker.store.connections import Link
+
+LIMIT_S = 5.0
+"""Seconds that one look may take: what holds a table locked must not hold the doctor too."""
 
 _SETTINGS = (
     "server_version_num",
@@ -56,6 +65,8 @@ class ServerFacts:
         ahead_s: how much its clock is ahead of ours, in seconds.
         round_trip_s: of one statement.
         through: what lies between: empty, or one of ``proxy``, ``transaction pooling``.
+        limit: most connections of this role to this database; None for no limit of their own.
+        untold: where this role may not look, in the server's words; what stands there is not known.
     """
 
     settings: Mapping[str, str]
@@ -71,6 +82,8 @@ class ServerFacts:
     ahead_s: float
     round_trip_s: float
     through: str
+    limit: int | None = None
+    untold: Sequence[str] = ()
 
 
 def read(db: Database, *, old_after_s: float) -> ServerFacts:
@@ -81,32 +94,52 @@ def read(db: Database, *, old_after_s: float) -> ServerFacts:
         old_after_s: seconds after which a transaction is called old.
 
     Raises:
-        StoreUnavailable: it does not answer.
+        StoreUnavailable: it does not answer, or not in time.
     """
-    with db.begin() as tx:
+    untold: list[str] = []
+    with db.begin(limit_s=LIMIT_S) as tx:
         started = time.monotonic()
         theirs: datetime = tx.execute(sa.text("SELECT clock_timestamp()")).scalar_one()
         round_trip_s = time.monotonic() - started
         ahead_s = (theirs - datetime.now(UTC)).total_seconds() + round_trip_s / 2
         found = tx.execute(
-            sa.text("SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(:names)"),
+            sa.text("SELECT name, current_setting(name) FROM unnest(CAST(:names AS text[])) name"),
             {"names": list(_SETTINGS)},
         )
         settings = {row[0]: row[1] for row in found}
-        old = tx.execute(_OLD, {"age": old_after_s}).all()
-        slots = list(tx.execute(_SLOTS).scalars())
-        one = tx.execute(_ONE).one()
+        old = _told(tx, untold, _OLD, age=old_after_s)
+        slots = _told(tx, untold, _SLOTS)
+        one = {name: value for asked in _FIGURES for name, value in _one(tx, untold, asked).items()}
         tables = list(tx.execute(_UNVACUUMED).scalars())
     return ServerFacts(
         settings=settings,
         old_transactions=[OldTransaction(**by_name(row)) for row in old],
-        held_slots=slots,
+        held_slots=[row[0] for row in slots],
         unvacuumed=tables,
         ahead_s=ahead_s,
         round_trip_s=round_trip_s,
         through=_between(db),
-        **by_name(one),
+        untold=sorted(set(untold)),
+        **(_UNKNOWN | one),
     )
+
+
+def _told(
+    tx: Tx, untold: list[str], asked: sa.TextClause, **values: Any
+) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+    """The rows; none where this role may not look there, which is noted."""
+    try:
+        with tx.begin_nested():
+            return tx.execute(asked, values).all()
+    except ProgrammingError as error:
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        untold.append(error.orig.diag.message_primary or str(error.orig))
+        return []
+
+
+def _one(tx: Tx, untold: list[str], asked: sa.TextClause) -> dict[str, Any]:
+    return next((by_name(row) for row in _told(tx, untold, asked)), {})
 
 
 _OLD = sa.text("""
@@ -122,15 +155,30 @@ SELECT slot_name FROM pg_replication_slots WHERE NOT active
   AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL OR restart_lsn IS NOT NULL)
 ORDER BY slot_name
 """)
-_ONE = sa.text("""
-SELECT pg_is_in_recovery() AS is_standby,
-  (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections,
-  (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()) AS prepared,
-  (SELECT age(datfrozenxid) FROM pg_database WHERE datname = current_database()) AS xid_age,
-  coalesce(s.n_live_tup, 0) AS live_rows, coalesce(s.n_dead_tup, 0) AS dead_rows
+_FIGURES = [
+    sa.text(asked)
+    for asked in (
+        "SELECT pg_is_in_recovery() AS is_standby",
+        """
+SELECT coalesce(s.n_live_tup, 0) AS live_rows, coalesce(s.n_dead_tup, 0) AS dead_rows
 FROM (SELECT to_regclass('post_processor_jobs') AS id) t
 LEFT JOIN pg_stat_user_tables s ON s.relid = t.id
-""")
+""",
+        """
+SELECT count(*) AS connections FROM pg_stat_activity WHERE backend_type = 'client backend'
+""",
+        "SELECT count(*) AS prepared FROM pg_prepared_xacts WHERE database = current_database()",
+        "SELECT age(datfrozenxid) AS xid_age FROM pg_database WHERE datname = current_database()",
+        """
+SELECT min(most) AS "limit" FROM (
+  SELECT datconnlimit AS most FROM pg_database WHERE datname = current_database()
+  UNION ALL SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS limits
+WHERE most >= 0 AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+""",
+    )
+]
+"""Each for itself: a role that may not look in one place may look in the others."""
+_UNKNOWN = dict.fromkeys(("live_rows", "dead_rows", "connections", "prepared", "xid_age"), 0)
 _UNVACUUMED = sa.text("""
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = current_schema() AND c.relkind = 'r'
@@ -143,24 +191,35 @@ def _between(db: Database) -> str:
 
     A server that we reach directly names our own port as that of its client. A pooler that pools
     transactions gives a second client the session of a first that has ended its transaction; the
-    first then finds itself in another one.
+    first then finds itself in another one, or waits in vain for one.
     """
-    with db.engine.connect() as first, db.engine.connect() as second:
+    with db.engine.connect() as first, _bounded(first):
         if _is_direct(first):
             return ""
         mine = _session(first)
         first.rollback()  # nothing was written; it only ends the transaction
-        _session(second)  # most likely the session just given back, held while this lasts
-        other = _session(first)
-        first.rollback()
-        second.rollback()
+        try:
+            with db.engine.connect() as second, _bounded(second):
+                _session(second)  # most likely the session just given back, held while this lasts
+                other = _session(first)
+        except DBAPIError:
+            return "proxy"  # which has no second session for us
     return "transaction pooling" if other != mine else "proxy"
 
 
+@contextmanager
+def _bounded(connection: Tx) -> Iterator[None]:
+    """Have the connection be cut when it does not answer in time."""
+    link = cast("Link", connection.connection.driver_connection)
+    link.until = time.monotonic() + LIMIT_S
+    try:
+        yield
+    finally:
+        link.until = None
+
+
 def _is_direct(connection: Tx) -> bool:
-    said = connection.execute(
-        sa.text("SELECT client_port FROM pg_stat_activity WHERE pid = pg_backend_pid()")
-    ).scalar_one()
+    said = connection.execute(sa.text("SELECT coalesce(inet_client_port(), -1)")).scalar_one()
     connection.rollback()
     driver: psycopg.Connection[object] = connection.connection.driver_connection  # type: ignore[assignment]  # SQLAlchemy knows no driver's type
     return bool(said == _own_port(driver))

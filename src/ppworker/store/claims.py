@@ -126,12 +126,12 @@ _IS_OPEN = """EXISTS (SELECT 1 FROM post_processors p
 # In the words of their own index, which is nearly always empty. "coalesce" keeps the planner off
 # the index of all ready jobs: a plan made on an empty table would walk a backlog by that one.
 _IS_SUSPECT = """j.post_processor_id = :processor AND j.status = 'pending'
-    AND j.suspect_group IS NOT NULL AND coalesce(j.ready, false)"""
+    AND j.is_suspect AND coalesce(j.ready, false)"""
 
 _DUE = f"""
   SELECT j.id FROM post_processor_jobs j
   WHERE j.post_processor_id = :processor AND j.status = 'pending' AND j.ready
-    AND j.priority = {{priority}} AND j.suspect_group IS NULL
+    AND j.priority = {{priority}} AND NOT j.is_suspect
     AND j.run_at <= now() AND (j.run_at, j.id) > ({{place}})
     AND {_IS_OPEN}
   ORDER BY j.run_at, j.id
@@ -179,15 +179,10 @@ SELECT s.wait, taken.* FROM (SELECT EXISTS (SELECT 1 FROM post_processor_jobs j
 """)  # noqa: S608  constants of this module
 
 CLAIM_SUSPECTS = sa.text(f"""
-WITH head AS MATERIALIZED (
-  SELECT j.suspect_group FROM post_processor_jobs j
+WITH picked AS MATERIALIZED (
+  SELECT j.id FROM post_processor_jobs j
   WHERE {_IS_SUSPECT} AND j.run_at <= now() AND {_IS_OPEN}
   ORDER BY j.priority, j.run_at, j.id
-  LIMIT 1 FOR UPDATE OF j SKIP LOCKED),
-picked AS MATERIALIZED (
-  SELECT j.id FROM post_processor_jobs j
-  WHERE {_IS_SUSPECT} AND j.suspect_group = (SELECT suspect_group FROM head) AND {_IS_OPEN}
-  ORDER BY j.id
   LIMIT :n FOR UPDATE OF j SKIP LOCKED),
 {_TAKE}
 SELECT true, taken.* FROM taken
@@ -256,8 +251,10 @@ def claim_suspects(
     limit: int,
     is_probe: bool = False,
 ) -> list[ClaimedJob]:
-    """Lease the members of one group of suspects, of the one that is due first; they must run with
-    nothing else in any model of this process. Arguments as of ``claim``."""
+    """Lease up to ``limit`` due suspects; they must run in a process of their model's own.
+
+    Arguments as of ``claim``.
+    """
     parameters = _parameters(post_processor_id, lease, reads=reads, limit=limit, is_probe=is_probe)
     claimed = [ClaimedJob._make(row[1:]) for row in tx.execute(CLAIM_SUSPECTS, parameters)]
     return sorted(claimed, key=_due_order)

@@ -216,10 +216,11 @@ class Keeper:
         link.statement_s = self._statement_s
         # A pooler tells a process id that no server has; a session of its own there is none.
         name = {"application_name": link.info.parameter_status("application_name") or ""}
+        style = {"DateStyle": "ISO"}  # whatever the role's is: the driver reads no other
         pid = link.info.backend_pid
         link.autocommit = True
         found = link.execute(
-            _set(name | self._session, is_local=False) + f" WHERE pg_backend_pid() = {pid}"
+            _set(name | style | self._session, is_local=False) + f" WHERE pg_backend_pid() = {pid}"
         )
         is_pooled = found.rowcount == 0
         link.autocommit = False

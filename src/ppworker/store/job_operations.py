@@ -126,7 +126,7 @@ newest AS (
   ORDER BY w.item_id, w.version_id, w.post_processor_id, w.created_at DESC, w.id DESC)
 UPDATE post_processor_jobs j SET
   status = 'pending', ready = false, attempts = 0, crash_count = 0, snooze_count = 0,
-  suspect_group = NULL, reason = '', error = '', dropped = NULL,
+  is_suspect = false, reason = '', error = '', dropped = NULL,
   run_at = clock_timestamp() + make_interval(secs => n.place * :gap_s),
   priority = CASE WHEN :gap_s > 0 THEN 1 ELSE j.priority END,
   started_at = NULL, completed_at = NULL, max_attempts = p.max_attempts
@@ -291,7 +291,7 @@ def begin_anew(tx: Tx, ids: Sequence[UUID]) -> None:
     tx.execute(
         sa.text(
             "UPDATE post_processor_jobs SET attempts = 0, crash_count = 0, snooze_count = 0, "
-            "suspect_group = NULL, reason = '', error = '', run_at = clock_timestamp() "
+            "is_suspect = false, reason = '', error = '', run_at = clock_timestamp() "
             "WHERE id = ANY(:ids) AND status = 'pending'"
         ),
         wanted,

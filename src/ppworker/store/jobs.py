@@ -63,10 +63,9 @@ class HeldJob(NamedTuple):
     settings: str | None
     """``PostProcessor.revision`` of today, if it was asked for."""
     batch_id: UUID
-    suspect_group: UUID | None
-    in_model: int
-    """Jobs that were in a model of its worker's own process together, itself among them; 0 where
-    it was in none. Asked for rescue only."""
+    is_suspect: bool
+    in_model: bool
+    """Whether it was in a model of its worker's own process. Asked for rescue only."""
 
 
 class Move(NamedTuple):
@@ -76,15 +75,6 @@ class Move(NamedTuple):
     transition: Transition
     dropped: str | None = None
     """JSON object of drops by reason."""
-    new_group: UUID | None = None
-    """The suspects with whom it runs next, where that is decided anew."""
-
-    @property
-    def suspect_group(self) -> UUID | None:
-        """With whom the job runs next, None for whoever is due. One alone is its own group."""
-        if not self.transition.is_suspect:
-            return None
-        return self.new_group or self.job.suspect_group or self.job.id
 
 
 _COLUMNS = (
@@ -153,11 +143,11 @@ _HELD = """SELECT j.id, j.item_id, j.version_id, j.post_processor_id, j.attempts
   j.lease_expires_at < clock_timestamp() AS lease_expired,
   (SELECT v.deleted_at IS NOT NULL FROM dataset_versions v WHERE v.id = j.version_id) AS gone,
   (SELECT CAST(p.xmin AS text) FROM post_processors p WHERE p.id = :settings_of) AS settings,
-  j.batch_id, j.suspect_group, {in_model} AS in_model
+  j.batch_id, j.is_suspect, {in_model} AS in_model
 FROM post_processor_jobs j """
 
 _LOCK_LEASED = sa.text(
-    _HELD.format(in_model="0")
+    _HELD.format(in_model="false")
     + """JOIN unnest(CAST(:ids AS uuid[]), CAST(:tokens AS bigint[])) AS w(id, token)
   ON j.id = w.id AND j.lease_token = w.token
 WHERE j.status = 'processing' ORDER BY j.id FOR UPDATE OF j"""
@@ -212,9 +202,9 @@ WITH m AS (
     CAST(:delays AS float8[]), CAST(:attempts AS int[]), CAST(:crashes AS int[]),
     CAST(:snoozes AS int[]),
     CAST(:reasons AS text[]), CAST(:errors AS text[]), CAST(:causes AS text[]),
-    CAST(:drops AS text[]), CAST(:groups AS uuid[]))
+    CAST(:drops AS text[]), CAST(:suspects AS boolean[]))
   AS m(id, token, status, delay_s, attempts, crashes, snoozes, reason, error, cause,
-    dropped, suspect_group)),
+    dropped, is_suspect)),
 outside AS (
   DELETE FROM model_entries WHERE batch_id = ANY(CAST(:left AS uuid[]))),
 history AS (
@@ -229,7 +219,7 @@ UPDATE post_processor_jobs j SET
   snooze_count = m.snoozes, reason = m.reason,
   error = m.error, dropped = coalesce(CAST(m.dropped AS jsonb), j.dropped),
   lease_owner = NULL, lease_expires_at = NULL, batch_id = NULL, deadline_at = NULL,
-  rerun_requested = false, suspect_group = m.suspect_group,
+  rerun_requested = false, is_suspect = m.is_suspect,
   run_at = CASE WHEN m.status = 'pending' AND m.delay_s > 0
     THEN clock_timestamp() + make_interval(secs => m.delay_s) ELSE j.run_at END,
   completed_at = CASE WHEN m.status IN ('completed', 'failed') THEN clock_timestamp() END
@@ -263,7 +253,7 @@ def move(tx: Tx, moves: Sequence[Move], *, have_left: bool = True) -> int:
             "errors": bulk.texts(m.transition.error for m in moves),
             "causes": bulk.texts(m.transition.cause for m in moves),
             "drops": bulk.texts(m.dropped for m in moves),
-            "groups": bulk.uuids(m.suspect_group for m in moves),
+            "suspects": bulk.numbers(m.transition.is_suspect for m in moves),
             "left": bulk.uuids(left),
         },
     ).rowcount
@@ -349,7 +339,7 @@ def find_expired(tx: Tx, *, limit: int) -> list[tuple[UUID, UUID]]:
 
 _LOCK_EXPIRED = sa.text(
     _HELD.format(  # noqa: S608  constants of this module
-        in_model="coalesce((SELECT e.jobs FROM model_entries e WHERE e.batch_id = j.batch_id), 0)"
+        in_model="EXISTS (SELECT 1 FROM model_entries e WHERE e.batch_id = j.batch_id)"
     )
     + """WHERE j.id = ANY(:ids) AND j.status = 'processing'
   AND (j.lease_expires_at < clock_timestamp() OR j.deadline_at < clock_timestamp())

@@ -12,17 +12,16 @@ _KEPT_S = 86_400.0
 """Seconds after which an entry that belongs to no running batch is nobody's."""
 
 
-def enter(tx: Tx, batch_id: UUID, *, jobs: int) -> None:
-    """Note that a batch of so many jobs is about to enter a model. ``jobs.move`` ends it.
+def enter(tx: Tx, batch_id: UUID) -> None:
+    """Note that a batch is about to enter a model. ``jobs.move`` ends it.
 
     A statement for itself costs no wait for the disk: the table is unlogged.
     """
     tx.execute(
         sa.text(
-            "INSERT INTO model_entries (batch_id, jobs) VALUES (:batch, :jobs) "
-            "ON CONFLICT (batch_id) DO NOTHING"
+            "INSERT INTO model_entries (batch_id) VALUES (:batch) ON CONFLICT (batch_id) DO NOTHING"
         ),
-        {"batch": batch_id, "jobs": jobs},
+        {"batch": batch_id},
     )
 
 

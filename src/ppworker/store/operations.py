@@ -229,6 +229,18 @@ def hold(tx: Tx, id_: UUID, token: int) -> Operation | None:
     return None if row is None else _operation(row)
 
 
+_RENEW = sa.text("""
+UPDATE operations o SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s)
+FROM (SELECT id FROM operations WHERE id = :id AND lease_token = :token AND status = 'processing'
+  FOR UPDATE SKIP LOCKED) AS held
+WHERE o.id = held.id""")
+
+
+def renew(tx: Tx, id_: UUID, token: int, *, lease_s: float) -> None:
+    """Renew the lease of an operation that is still ours; one that is locked is left as it is."""
+    tx.execute(_RENEW, {"id": id_, "token": token, "lease_s": lease_s})
+
+
 _ADVANCE = sa.text(
     f"""
 UPDATE operations o SET "cursor" = :cursor, done = :done, counts = CAST(:counts AS jsonb),

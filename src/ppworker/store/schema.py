@@ -36,14 +36,18 @@ def migrate(db: Database) -> str:
     return REVISION
 
 
-def check(db: Database) -> None:
+def check(db: Database, *, limit_s: float | None = None) -> None:
     """Make sure that server and schema are ones this program knows.
+
+    Args:
+        db: the database.
+        limit_s: seconds that it may take.
 
     Raises:
         ConfigurationError: the server is too old, or the schema is older or newer.
-        StoreUnavailable: the server does not answer.
+        StoreUnavailable: the server does not answer, or not in time.
     """
-    with db.begin() as tx:
+    with db.begin(limit_s=limit_s) as tx:
         server = int(tx.execute(sa.text("SHOW server_version_num")).scalar_one())
         found = _found(tx)
     if server < OLDEST_POSTGRESQL:

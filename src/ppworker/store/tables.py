@@ -495,7 +495,8 @@ post_processor_jobs = Table(
     Column("rerun_requested", Boolean, nullable=False, server_default=sa.text("false")),
     Column("crash_count", SmallInteger, nullable=False, server_default="0"),
     Column("snooze_count", SmallInteger, nullable=False, server_default="0"),
-    Column("suspect_group", Uuid),  # run with none but these: their model died with them in it
+    # Whether it runs in a process of its model's own: a worker died, or hung, with it in the model.
+    Column("is_suspect", Boolean, nullable=False, server_default=sa.text("false")),
     Column("reason", Text, nullable=False, server_default=""),
     Column("error", Text, nullable=False, server_default=""),
     Column("dropped", JSONB),  # predictions not applied, counted by reason
@@ -564,8 +565,10 @@ post_processor_jobs = Table(
     Index(
         "post_processor_jobs_suspects",
         "post_processor_id",
-        "suspect_group",
-        postgresql_where=sa.text("status = 'pending' AND suspect_group IS NOT NULL"),
+        "priority",
+        "run_at",
+        "id",
+        postgresql_where=sa.text("status = 'pending' AND is_suspect"),
     ),
     Index("post_processor_jobs_item", "item_id", "version_id"),
     # For lists of items by the state of their jobs; those that run now are few, and found above.
@@ -600,7 +603,6 @@ model_entries = Table(
     "model_entries",
     metadata,
     Column("batch_id", Uuid, primary_key=True),
-    Column("jobs", Integer, nullable=False),
     Column("entered_at", Time, nullable=False, server_default=NOW),
     prefixes=["UNLOGGED"],
 )

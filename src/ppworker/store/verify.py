@@ -70,13 +70,12 @@ _JOBS: dict[str, str] = {
         SELECT batch_id::text FROM post_processor_jobs WHERE status = 'processing'
         GROUP BY batch_id
         HAVING count(DISTINCT lease_owner) > 1 OR count(DISTINCT post_processor_id) > 1""",
-    "suspects run with their own group alone": """
+    "suspects run with suspects alone": """
         SELECT batch_id::text FROM post_processor_jobs WHERE status = 'processing'
-        GROUP BY batch_id HAVING count(DISTINCT suspect_group) > 1
-          OR count(suspect_group) NOT IN (0, count(*))""",
+        GROUP BY batch_id HAVING count(DISTINCT is_suspect) > 1""",
     "a job that answered is no suspect": """
         SELECT id::text FROM post_processor_jobs
-        WHERE status = 'completed' AND suspect_group IS NOT NULL""",
+        WHERE status = 'completed' AND is_suspect""",
     "a job's item is in the job's version": """
         SELECT j.id::text FROM post_processor_jobs j WHERE NOT EXISTS (SELECT 1 FROM item_splits s
           WHERE s.item_id = j.item_id AND s.version_id = j.version_id)""",

@@ -117,7 +117,8 @@ def open_client(url: str, *, timeout_s: float) -> redis.Redis:
     """
     try:
         pool = redis.ConnectionPool.from_url(url)
-    except (ValueError, TypeError):
+        pool.make_connection()  # connects nowhere, but knows each option of the URL
+    except (ValueError, TypeError, redis.RedisError):
         raise ConfigurationError(
             "PPWORKER_REDIS_URL: not a URL like redis://host:6379/0; "
             "in a password write @ as %40, : as %3A and / as %2F"

@@ -89,7 +89,7 @@ class Loop:
         self._paces: dict[UUID, _Pace] = {}
         self._warned: set[tuple[UUID, str]] = set()
         self._missed: set[UUID] = set()
-        self.inside = Inside(stopping, hangs_after_s=deps.settings.sweep_s)
+        self.inside = Inside(hangs_after_s=deps.settings.sweep_s)
         """Who is in the models that share this process."""
 
     def run_slice(
@@ -153,55 +153,60 @@ class Loop:
             batch = self._run_suspects(processor, permit, pace, turn)
             if batch is not None and batch.jobs:
                 return batch
-        shared = permit.shares_process
-        with self.inside.together() if shared else nullcontext(True) as is_inside:  # noqa: FBT003
-            if not is_inside:
-                return None
-            batch = self._claim(
-                turn,
-                lambda: execute.claim(
-                    self._deps,
-                    processor,
-                    limit=self._size(processor, pace),
-                    first=first_priority(number),
-                    behind=self._places(pace),
-                    load_s=permit.load_s,
-                ),
-            )
-            pace.suspects_wait = batch.suspects_wait
-            if batch.jobs:
-                pace.places = {**pace.places, **batch.places}
-                pace.places_since = pace.places_since or time.monotonic()
-                if batch.is_full:
-                    recruit()
-                self._run(processor, permit, pace, batch)
+        batch = self._claim(
+            turn,
+            lambda: execute.claim(
+                self._deps,
+                processor,
+                limit=self._size(processor, pace),
+                first=first_priority(number),
+                behind=self._places(pace),
+                load_s=permit.load_s,
+            ),
+        )
+        pace.suspects_wait = batch.suspects_wait
         if not batch.jobs and batch.suspects_wait:
             return self._run_suspects(processor, permit, pace, turn)
+        if batch.jobs:
+            pace.places = {**pace.places, **batch.places}
+            pace.places_since = pace.places_since or time.monotonic()
+            if batch.is_full:
+                recruit()
+            self._learn(pace, len(batch.jobs), self._run(processor, permit, batch))
         return batch
 
     def _run_suspects(
         self, processor: PostProcessor, permit: Permit, pace: _Pace, turn: _Turn
     ) -> execute.Batch | None:
-        shared = permit.shares_process
-        with self.inside.alone() if shared else nullcontext(True) as is_alone:  # noqa: FBT003
-            if not is_alone:
-                return None
+        """The same for suspects, in a process of the model's own whatever it has otherwise: there
+        a death blames nobody else, and takes no worker along."""
+        apart: Permit | None = permit
+        if permit.shares_process:
+            apart = self._models.acquire(processor.runner, processor.runner_config, apart=True)
+        if apart is None:
+            return None  # another slot has it
+        with apart if apart is not permit else nullcontext():
             batch = self._claim(
-                turn, lambda: execute.claim_suspects(self._deps, processor, load_s=permit.load_s)
+                turn,
+                lambda: execute.claim_suspects(
+                    self._deps,
+                    processor,
+                    limit=self._size(processor, pace),
+                    load_s=apart.load_s,
+                ),
             )
             if batch.jobs:
-                self._run(processor, permit, pace, batch)
+                self._run(processor, apart, batch)
         return batch
 
-    def _run(
-        self, processor: PostProcessor, permit: Permit, pace: _Pace, batch: execute.Batch
-    ) -> None:
+    def _run(self, processor: PostProcessor, permit: Permit, batch: execute.Batch) -> float:
+        """Carry a batch to its end; returns seconds that its model took."""
         model = _Model(self._models, permit, self._heartbeat.confirmed, self._watched(batch))
         since = batch.claimed_at
         with self._heartbeat.holding(processor.id, batch.jobs, name=processor.name, since=since):
             execute.run(self._deps, self._labels, processor, model, batch)
         self._ask_refresh()
-        self._learn(pace, len(batch.jobs), model.took_s)
+        return model.took_s
 
     def _watched(self, batch: execute.Batch) -> Callable[[], AbstractContextManager[None]]:
         deadline = batch.claimed_at + batch.deadline_s

@@ -27,6 +27,7 @@ from ppworker.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from ppworker.pipeline.control import keeping
 from ppworker.pipeline.control.pace import Pace
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import patience
@@ -260,7 +261,8 @@ def _chunk_patiently(
     def attempt(*, in_doubt: bool) -> tuple[Operation, Chunk]:
         if in_doubt and (written := _find_written(deps, operation, last)):
             return written
-        write = step(deps, operation)
+        with keeping.kept(deps, operation):
+            write = step(deps, operation)
 
         def work(tx: Tx) -> tuple[Operation, Chunk]:
             held = operations.hold(tx, operation.id, operation.lease_token)

@@ -60,7 +60,7 @@ class Batch:
     jobs: list[ClaimedJob]
     is_full: bool
     suspects_wait: bool
-    """Whether jobs are due that run with their own group only."""
+    """Whether jobs are due that only `claim_suspects` takes."""
     claimed_at: float
     """When the claim was sent, by the monotonic clock of this process."""
     deadline_s: float
@@ -127,10 +127,10 @@ def claim(
 
 
 def claim_suspects(
-    deps: Deps, processor: PostProcessor, *, load_s: float = LOAD_TIMEOUT_S
+    deps: Deps, processor: PostProcessor, *, limit: int, load_s: float = LOAD_TIMEOUT_S
 ) -> Batch:
-    """Lease the members of one group of suspects; to be run with nothing else in any model of this
-    process. Arguments as of ``claim``."""
+    """Lease up to ``limit`` due suspects; to be run in a process of their model's own. Arguments as
+    of ``claim``."""
 
     def take(tx: Tx, lease: Lease, limit: int) -> Claim:
         found = claims.claim_suspects(
@@ -143,7 +143,7 @@ def claim_suspects(
         )
         return Claim(jobs=found, suspects_wait=True)
 
-    return _claim(deps, processor, take, limit=processor.batch_size, load_s=load_s)
+    return _claim(deps, processor, take, limit=limit, load_s=load_s)
 
 
 def _claim(deps: Deps, processor: PostProcessor, take: Take, *, limit: int, load_s: float) -> Batch:
@@ -262,7 +262,7 @@ def _enter(deps: Deps, batch: Batch) -> None:
 
     def note(*, in_doubt: bool) -> None:  # noqa: ARG001  noting twice changes nothing
         with deps.db.look() as tx:
-            model_entries.enter(tx, batch.id, jobs=len(batch.jobs))
+            model_entries.enter(tx, batch.id)
 
     patience.until_it_answers(note)
 

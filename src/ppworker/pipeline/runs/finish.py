@@ -349,7 +349,7 @@ def decide_held(
         rerun_requested=job.rerun_requested,
         input_changed=input_changed,
         in_model=job.in_model,
-        is_suspect=job.suspect_group is not None,
+        is_suspect=job.is_suspect,
     )
     if jitter is None:
         jitter = random.random()  # noqa: S311  only spreads

@@ -1,14 +1,10 @@
 """Takes jobs from attempts that are dead or hung, and repairs what a missed step left behind."""
 
-import random
-from collections import defaultdict
-from collections.abc import Sequence
 from functools import partial
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from ppworker.domain.events import Event
 from ppworker.domain.job import DEADLINE, LEASE_EXPIRED, Outcome, Status
-from ppworker.domain.suspects import halves
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import facts, finish
 from ppworker.store import items, jobs, model_entries
@@ -24,7 +20,7 @@ def rescue(deps: Deps) -> int:
     Safe to run anywhere, any number of times: candidates are read without locks, their items are
     locked (those that somebody holds are left for the next sweep), then the jobs, which are
     checked again under the lock. Those that were in a model which died with its worker, or hung in
-    it, become suspects.
+    it, become suspects: they run in a process of their own, where a death is theirs alone.
     """
     total = 0
     while True:
@@ -44,10 +40,13 @@ def _rescue(tx: Tx, candidates: list[tuple[UUID, UUID]]) -> tuple[list[Event], s
     locked = items.lock_items(tx, [item_id for _, item_id in candidates], skip_locked=True)
     held = jobs.lock_expired(tx, [id_ for id_, item_id in candidates if item_id in locked])
     names = jobs.names_of(tx, {job.post_processor_id for job in held})
-    batches = defaultdict(list)
-    for job in held:
-        batches[job.batch_id].append(job)
-    moves = [move for batch in batches.values() for move in _decide(batch)]
+    moves = [
+        jobs.Move(
+            job=job,
+            transition=finish.decide_held(job, _EXPIRED if job.lease_expired else _HUNG),
+        )
+        for job in held
+    ]
     jobs.move(tx, moves, have_left=False)
     # Not before the last of a batch was moved: this one may have got some of it only.
     model_entries.leave(tx, {job.batch_id for job in held if job.in_model})
@@ -67,21 +66,6 @@ _EXPIRED = Outcome(
     message="its lease ran out: the worker died or lost the database",
 )
 _HUNG = Outcome(kind="lease_expired", code=DEADLINE, message="its deadline passed: the model hung")
-
-
-def _decide(batch: Sequence[jobs.HeldJob]) -> list[jobs.Move]:
-    """What becomes of the jobs of one batch; its suspects come back in halves."""
-    jitter = random.random()  # noqa: S311  only spreads; the same for all, so that a group is due at once
-    decided = [
-        (job, finish.decide_held(job, _EXPIRED if job.lease_expired else _HUNG, jitter=jitter))
-        for job in batch
-    ]
-    suspects = [job.id for job, transition in decided if transition.is_suspect and job.in_model]
-    groups = {id_: group for half in halves(suspects) for group in [uuid4()] for id_ in half}
-    return [
-        jobs.Move(job=job, transition=transition, new_group=groups.get(job.id))
-        for job, transition in decided
-    ]
 
 
 def repair_ready(deps: Deps) -> int:

@@ -99,17 +99,19 @@ _RULES = (
 
 
 def _suspects() -> None:
-    op.add_column("post_processor_jobs", sa.Column("suspect_group", sa.Uuid()))
+    op.add_column(
+        "post_processor_jobs",
+        sa.Column("is_suspect", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+    )
     op.create_index(
         "post_processor_jobs_suspects",
         "post_processor_jobs",
-        ["post_processor_id", "suspect_group"],
-        postgresql_where=sa.text("status = 'pending' AND suspect_group IS NOT NULL"),
+        ["post_processor_id", "priority", "run_at", "id"],
+        postgresql_where=sa.text("status = 'pending' AND is_suspect"),
     )
     op.create_table(
         "model_entries",
         sa.Column("batch_id", sa.Uuid(), nullable=False),
-        sa.Column("jobs", sa.Integer(), nullable=False),
         sa.Column("entered_at", _TIME, server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("batch_id"),
         prefixes=["UNLOGGED"],
