@@ -149,6 +149,8 @@ def sweeps(
     old = Retention(deps, budget_s=budget_s, rest_s=period * 60)
 
     def prune_workers() -> int:
+        if not may_rescue():  # who was away with the server must not be forgotten for it
+            return 0
         with deps.db.begin() as tx:
             return workers.prune(tx, unseen_s=_WORKER_UNSEEN_S)
 

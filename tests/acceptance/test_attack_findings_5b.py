@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from redis import Redis
+
+from ppworker import embedded
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
@@ -65,3 +68,26 @@ def test_doctor_ends_though_a_table_is_locked(tmp_path: Path, database_url: str)
         assert found["PostgreSQL"]["state"] == "problem"
         assert "in time" in found["PostgreSQL"]["said"]
     engine.dispose()
+
+
+def test_doctor_tells_a_redis_that_refuses_from_one_that_does_not_answer(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Without INFO or TIME it was called dead, and without scripts or our keys it was called fit."""
+    hints_pass = {
+        "~* +@all -info -config -time": True,
+        "~* +@all -@scripting": False,
+        "~elsewhere:* +@all": False,
+    }
+    with embedded.acquire(tmp_path / "d") as servers:
+        assert servers.redis_url is not None
+        url = f"unix://weak:hush@{servers.redis_url.removeprefix('unix://')}"
+        for rights, is_fit in hints_pass.items():
+            with Redis.from_url(servers.redis_url) as client:
+                client.execute_command("ACL", "SETUSER", "weak", "reset")
+                client.execute_command("ACL", "SETUSER", "weak", "on", ">hush", *rights.split())
+            found = examine(tmp_path, database_url, PPWORKER_REDIS_URL=url)
+            assert found["redis"]["state"] == "ok"
+            assert ("redis rights" not in found) == is_fit
+            assert "redis version" not in found
+            assert "hush" not in json.dumps(found)

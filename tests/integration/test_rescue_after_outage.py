@@ -33,11 +33,11 @@ class Other:
 
     def beat(self) -> None:
         with self.world.deps.db.begin() as tx:
-            assert workers.mark_seen(tx, self.id, lease_s=self.lease_s)
+            assert workers.mark_seen(tx, self.id)
 
     def may_rescue(self) -> bool:
         with self.world.deps.db.begin() as tx:
-            return workers.may_rescue(tx, self.id, lease_s=self.lease_s)
+            return workers.may_rescue(tx, self.id)
 
     def later(self, leases: float) -> None:
         """Let time pass for the whole register."""

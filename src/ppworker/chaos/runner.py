@@ -15,8 +15,9 @@ from ppworker.runners.base import RawAnswer, RunnerInput, RunnerSpec
 PATH = "ppworker.chaos.runner:ChaosRunner"
 ISOLATED_PATH = "ppworker.chaos.runner:IsolatedChaosRunner"
 DOWN_PATH = "ppworker.chaos.runner:DownChaosRunner"
-MARKERS = "PPWORKER_CHAOS_MARKERS"
-"""Environment variable that names the database for markers, as psycopg takes it."""
+MARKERS = "CHAOS_MARKERS"
+"""Environment variable that names the database for markers, as psycopg takes it. Not one of
+ppworker's own: those are kept from models in processes of their own."""
 LABELS = 10
 _MARK_S = 120.0
 """Seconds for which a marker is tried: a server that is away comes back in a scenario."""

@@ -216,7 +216,8 @@ def _snooze(attempt: Attempt, outcome: Outcome, retry_after_s: float) -> Transit
 
 
 def _wait(attempt: Attempt, outcome: Outcome, delay_s: float, *, snoozes: int) -> Transition:
-    """Back to pending with the attempt refunded."""
+    """Back to pending with the attempt refunded; a suspect has proved nothing by it. Let in among
+    others again it could end a worker at each of its waits, which no budget bounds."""
     return Transition(
         to=Status.PENDING,
         cause="snoozed",
@@ -226,6 +227,7 @@ def _wait(attempt: Attempt, outcome: Outcome, delay_s: float, *, snoozes: int) -
         attempts=max(attempt.attempts - 1, 0),
         crash_count=attempt.crash_count,
         snoozes=snoozes,
+        is_suspect=attempt.is_suspect,
     )
 
 

@@ -78,13 +78,14 @@ class RedisFacts:
 
     Attributes:
         error: why it did not answer; empty when it did, and all else is then told.
-        version: such as ``7.2.4``.
+        version: such as ``7.2.4``; empty where it may not be asked.
         policy: what it throws away when its memory is full; None where it may not be asked.
         max_bytes: its memory's limit; 0 for none.
         used_bytes: of it.
         is_persistent: whether a restart keeps what it holds; None where it may not be asked.
         ahead_s: how much its clock is ahead of ours, in seconds.
         round_trip_s: of one command.
+        refusal: why this user can queue nothing there; empty when it can.
     """
 
     error: str = ""
@@ -95,6 +96,7 @@ class RedisFacts:
     is_persistent: bool | None = None
     ahead_s: float = 0.0
     round_trip_s: float = 0.0
+    refusal: str = ""
 
 
 def of_settings(settings: Settings) -> Iterator[Finding]:
@@ -164,11 +166,10 @@ def _of_access(facts: ServerFacts) -> Iterator[Finding]:
             "ALTER ROLE ... RESET default_transaction_isolation",
         )
     if facts.untold:
-        yield Finding(
-            check="rights",
-            state=State.WARNING,
-            said=f"some checks are left out: {'; '.join(facts.untold)}",
-            remedy="GRANT SELECT there to this role, or examine the server as another one",
+        yield _warning(
+            "rights",
+            f"some checks are left out: {'; '.join(facts.untold)}",
+            "GRANT SELECT there to this role, or examine the server as another one",
         )
     for name in ("statement_timeout", "lock_timeout"):
         found = _milliseconds(facts.settings[name])
@@ -224,11 +225,10 @@ def _of_old_rows(facts: ServerFacts) -> Iterator[Finding]:
             remedy=f"SELECT pg_drop_replication_slot('{name}') if its reader will not come back",
         )
     if facts.prepared:
-        yield Finding(
-            check="prepared transactions",
-            state=State.WARNING,
-            said=f"{facts.prepared} wait for their end and hold locks and old rows",
-            remedy="COMMIT PREPARED or ROLLBACK PREPARED them (pg_prepared_xacts)",
+        yield _warning(
+            "prepared transactions",
+            f"{facts.prepared} wait for their end and hold locks and old rows",
+            "COMMIT PREPARED or ROLLBACK PREPARED them (pg_prepared_xacts)",
         )
     off = [name for name in ("autovacuum", "track_counts") if facts.settings[name] != "on"]
     if off or facts.unvacuumed:
@@ -239,11 +239,10 @@ def _of_old_rows(facts: ServerFacts) -> Iterator[Finding]:
             "turn it on: ALTER SYSTEM SET, or ALTER TABLE ... RESET (autovacuum_enabled)",
         )
     if facts.dead_rows > max(_MANY_DEAD, _MOST_DEAD * facts.live_rows):
-        yield Finding(
-            check="dead rows",
-            state=State.WARNING,
-            said=f"the job table has {facts.dead_rows} dead rows beside {facts.live_rows}",
-            remedy="VACUUM post_processor_jobs; then look what held them back",
+        yield _warning(
+            "dead rows",
+            f"the job table has {facts.dead_rows} dead rows beside {facts.live_rows}",
+            "VACUUM post_processor_jobs; then look what held them back",
         )
     if facts.xid_age > _OLD_XIDS:
         yield _problem(
@@ -260,11 +259,10 @@ def _of_durability(facts: ServerFacts) -> Iterator[Finding]:
                 name, f"{name} is off: a crash of the machine corrupts the data", "turn it on"
             )
     if facts.settings["synchronous_commit"] == "off":
-        yield Finding(
-            check="synchronous_commit",
-            state=State.WARNING,
-            said="is off: a crash of PostgreSQL loses the last moment's commits, uploads too",
-            remedy="turn it on for this role",
+        yield _warning(
+            "synchronous_commit",
+            "is off: a crash of PostgreSQL loses the last moment's commits, uploads too",
+            "turn it on for this role",
         )
 
 
@@ -281,10 +279,18 @@ def of_redis(facts: RedisFacts) -> Iterator[Finding]:
     yield Finding(
         check="redis",
         state=State.OK,
-        said=f"{facts.version} answers in {facts.round_trip_s * 1000:.1f} ms, "
+        said=f"{facts.version or 'it'} answers in {facts.round_trip_s * 1000:.1f} ms, "
         f"{facts.used_bytes // 2**20} MiB used",
     )
-    if tuple(int(part) for part in facts.version.split(".")[:2] if part.isdigit()) < (6, 2):
+    if facts.refusal:
+        yield _warning(
+            "redis rights",
+            f"{facts.refusal}; jobs are found by polling, messages wait",
+            "name the primary, and let this user do all on keys ppworker:*, scripts too",
+        )
+    if facts.version and tuple(
+        int(part) for part in facts.version.split(".")[:2] if part.isdigit()
+    ) < (6, 2):
         yield _problem("redis version", f"{facts.version} is too old", "use 6.2 or newer")
     if facts.policy not in {None, "noeviction"}:
         state = State.PROBLEM if facts.max_bytes else State.WARNING
@@ -296,18 +302,16 @@ def of_redis(facts: RedisFacts) -> Iterator[Finding]:
             remedy="CONFIG SET maxmemory-policy noeviction, in redis.conf too",
         )
     if facts.max_bytes and facts.used_bytes > 0.9 * facts.max_bytes:
-        yield Finding(
-            check="redis memory",
-            state=State.WARNING,
-            said=f"{facts.used_bytes // 2**20} of {facts.max_bytes // 2**20} MiB are used",
-            remedy="raise maxmemory, or look what fills it",
+        yield _warning(
+            "redis memory",
+            f"{facts.used_bytes // 2**20} of {facts.max_bytes // 2**20} MiB are used",
+            "raise maxmemory, or look what fills it",
         )
     if facts.is_persistent is False:
-        yield Finding(
-            check="redis persistence",
-            state=State.WARNING,
-            said="neither appendonly nor save is on: a restart loses messages that wait",
-            remedy="CONFIG SET appendonly yes, in redis.conf too; hints need none of it",
+        yield _warning(
+            "redis persistence",
+            "neither appendonly nor save is on: a restart loses messages that wait",
+            "CONFIG SET appendonly yes, in redis.conf too; hints need none of it",
         )
     yield _skew("clock of redis", facts.ahead_s)
 
@@ -377,6 +381,10 @@ def _skew(check: str, ahead_s: float) -> Finding:
         if is_off
         else "",
     )
+
+
+def _warning(check: str, said: str, remedy: str) -> Finding:
+    return Finding(check=check, state=State.WARNING, said=said, remedy=remedy)
 
 
 def _problem(check: str, said: str, remedy: str) -> Finding:

@@ -148,7 +148,7 @@ def _stop(*parts: CommandConsumer | OperationThread | Sweeper | Heartbeat | None
 
 def _may_rescue(deps: Deps) -> bool:
     with deps.db.look() as tx:
-        return workers.may_rescue(tx, deps.worker_id, lease_s=deps.settings.lease_s)
+        return workers.may_rescue(tx, deps.worker_id)
 
 
 def _swept(metrics: Metrics, journal: Journal) -> Swept:
@@ -194,13 +194,14 @@ def _drain(journal: Journal, heartbeat: Heartbeat) -> None:
     heartbeat.soon()  # which tells the register, in its own thread
 
 
-def _register(deps: Deps, stopping: Event) -> Callable[[], None]:
+def _register(deps: Deps, stopping: Event) -> Callable[[], float | None]:
     lease_s = deps.settings.lease_s
 
-    def seen() -> None:
+    def seen() -> float | None:
         with deps.db.begin(limit_s=beat_limit_s(lease_s)) as tx:
             is_stopping = stopping.is_set()
-            if not workers.mark_seen(tx, deps.worker_id, lease_s=lease_s, draining=is_stopping):
+            shortest_s = workers.mark_seen(tx, deps.worker_id, draining=is_stopping)
+            if shortest_s is None:
                 workers.register(
                     tx,
                     deps.worker_id,
@@ -210,6 +211,7 @@ def _register(deps: Deps, stopping: Event) -> Callable[[], None]:
                     slots=deps.settings.threads,
                     lease_s=lease_s,
                 )
+            return shortest_s
 
     return seen
 

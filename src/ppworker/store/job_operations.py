@@ -140,7 +140,23 @@ _REVIVE = sa.text(
     _RESTART.format(
         source="JOIN post_processor_jobs e ON e.id = ANY(:ids) AND e.item_id = j.item_id "
         'AND e.version_id = j.version_id AND e."order" < j."order" '
-        "WHERE j.status = 'failed' AND j.reason IN ('predecessor_failed', 'no_input')"
+        "WHERE j.status = 'failed' AND j.reason IN ('predecessor_failed', 'no_input') "
+        # Another one before it that failed may say stop as well: its own newest job, unless that
+        # one is revived here too.
+        "AND NOT EXISTS (SELECT 1 FROM post_processor_jobs o "
+        "JOIN post_processors s ON s.id = o.post_processor_id AND s.on_failure = 'stop' "
+        "AND s.deleted_at IS NULL "
+        'WHERE o.item_id = j.item_id AND o.version_id = j.version_id AND o."order" < j."order" '
+        "AND o.status = 'failed' AND o.reason <> 'predecessor_failed' "
+        'AND NOT (o.reason = \'no_input\' AND o."order" > e."order") '
+        "AND NOT EXISTS (SELECT 1 FROM post_processor_jobs n "
+        "WHERE n.item_id = o.item_id AND n.version_id = o.version_id "
+        "AND n.post_processor_id = o.post_processor_id AND n.id <> o.id "
+        "AND (n.status IN ('pending', 'processing') OR n.created_at > o.created_at)) "
+        # What answered since may be pruned already; its answer is there.
+        "AND NOT EXISTS (SELECT 1 FROM job_results r WHERE r.item_id = o.item_id "
+        "AND r.version_id = o.version_id AND r.post_processor_id = o.post_processor_id "
+        "AND r.created_at > o.completed_at))"
     )
 )
 

@@ -145,7 +145,7 @@ _LOAD = sa.text("""
 SELECT (SELECT count(DISTINCT j.batch_id) FROM post_processor_jobs j
     WHERE j.status = 'processing') AS busy,
   (SELECT coalesce(sum(w.slots), 0)::bigint FROM workers w WHERE NOT w.draining
-    AND w.seen_at > clock_timestamp() - interval '60 s') AS slots,
+    AND w.seen_at > clock_timestamp() - make_interval(secs => greatest(60, w.lease_s))) AS slots,
   EXISTS (SELECT 1 FROM unnest(CAST(:owners AS uuid[])) AS o(id)
     JOIN post_processors p ON p.id = o.id AND p.enabled AND NOT p.paused_by_operator
       AND NOT EXISTS (SELECT 1 FROM post_processor_circuits c
@@ -153,12 +153,19 @@ SELECT (SELECT count(DISTINCT j.batch_id) FROM post_processor_jobs j
     CROSS JOIN LATERAL (SELECT j.run_at FROM post_processor_jobs j
       WHERE j.post_processor_id = o.id AND j.status = 'pending' AND j.ready AND j.priority = 1
       ORDER BY j.run_at LIMIT 1) first
-    WHERE first.run_at < clock_timestamp() - make_interval(secs => :late_s)) AS is_behind
+    WHERE first.run_at < clock_timestamp() - make_interval(secs => :late_s)
+      AND (first.run_at > clock_timestamp() - make_interval(secs => :given_up_s)
+        OR EXISTS (SELECT 1 FROM post_processor_jobs r
+          WHERE r.post_processor_id = o.id AND r.status = 'processing'))) AS is_behind
 """)
+_GIVEN_UP_S = 300.0
+"""Seconds after which jobs that wait keep no other ones waiting, if none of their post-processor
+runs: no worker that is there may have its runner."""
 
 
 def read_load(tx: Tx, owners: Sequence[UUID], *, late_s: float) -> tuple[int, int, bool]:
     """Batches that run, slots there are, and whether jobs of these post-processors that let others
     go first have been due for so long."""
-    row = tx.execute(_LOAD, {"owners": bulk.uuids(owners), "late_s": late_s}).one()
+    values = {"owners": bulk.uuids(owners), "late_s": late_s, "given_up_s": _GIVEN_UP_S}
+    row = tx.execute(_LOAD, values).one()
     return row.busy, row.slots, row.is_behind

@@ -839,4 +839,5 @@ workers = Table(
     Column("seen_at", Time, nullable=False, server_default=NOW),
     # Since when the server has answered some worker without an interruption, as far as it knows.
     Column("steady_since", Time, nullable=False, server_default=NOW),
+    Column("lease_s", Double, nullable=False, server_default="30"),  # of the jobs it claims
 )

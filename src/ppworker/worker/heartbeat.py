@@ -36,7 +36,8 @@ class Heartbeat:
 
     Args:
         extend: renews leases given as job id to token and returns the ids of those that are lost.
-        beat_seen: marks this process as alive in the register of workers; called at each beat.
+        beat_seen: marks this process as alive in the register of workers; called at each beat. Its
+            value is the shortest lease of any worker, in seconds, None where that is not known.
         lease_s: life of a lease in seconds.
         turned: told after each beat whether it succeeded.
         lost: told the post-processor's name for each lease that was found to be lost.
@@ -46,7 +47,7 @@ class Heartbeat:
     def __init__(
         self,
         extend: Callable[[Mapping[UUID, int]], set[UUID]],
-        beat_seen: Callable[[], None],
+        beat_seen: Callable[[], float | None],
         *,
         lease_s: float,
         turned: Callable[[bool], None] = lambda _: None,
@@ -56,6 +57,7 @@ class Heartbeat:
         self._clock = clock
         self._extend = extend
         self._beat_seen = beat_seen
+        self._lease_s = lease_s
         self._period_s = lease_s / BEATS_PER_LEASE
         self._sure_s = lease_s * _SURE
         self._turned = turned
@@ -141,9 +143,13 @@ class Heartbeat:
             return {id_ for id_ in job_ids if id_ in self._held}
 
     def beat(self) -> None:
-        """Renew every lease once, forget those that are lost, and be seen."""
+        """Renew every lease once, forget those that are lost, and be seen.
+
+        As often as the shortest lease asks: others tell from it how long the server was away.
+        """
         self._renew(self.held())
-        self._beat_seen()
+        shortest_s = min(self._beat_seen() or self._lease_s, self._lease_s)
+        self._period_s = shortest_s / BEATS_PER_LEASE
 
     def _renew(self, held: Mapping[UUID, tuple[UUID, UUID, int]]) -> None:
         if not held:

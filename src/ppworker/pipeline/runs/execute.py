@@ -61,6 +61,7 @@ class Batch:
     is_full: bool
     suspects_wait: bool
     """Whether jobs are due that only `claim_suspects` takes."""
+    of_suspects: bool
     claimed_at: float
     """When the claim was sent, by the monotonic clock of this process."""
     deadline_s: float
@@ -123,7 +124,7 @@ def claim(
         late = ask(limit - len(found.jobs), None)
         return Claim(jobs=[*found.jobs, *late.jobs], suspects_wait=late.suspects_wait)
 
-    return _claim(deps, processor, take, limit=limit, load_s=load_s)
+    return _claim(deps, processor, take, limit=limit, load_s=load_s, of_suspects=False)
 
 
 def claim_suspects(
@@ -143,10 +144,18 @@ def claim_suspects(
         )
         return Claim(jobs=found, suspects_wait=True)
 
-    return _claim(deps, processor, take, limit=limit, load_s=load_s)
+    return _claim(deps, processor, take, limit=limit, load_s=load_s, of_suspects=True)
 
 
-def _claim(deps: Deps, processor: PostProcessor, take: Take, *, limit: int, load_s: float) -> Batch:
+def _claim(
+    deps: Deps,
+    processor: PostProcessor,
+    take: Take,
+    *,
+    limit: int,
+    load_s: float,
+    of_suspects: bool,
+) -> Batch:
     most_batches = processor.concurrency_cap
     if processor.half_open:
         limit = most_batches = 1
@@ -197,6 +206,7 @@ def _claim(deps: Deps, processor: PostProcessor, take: Take, *, limit: int, load
         jobs=claimed,
         is_full=len(claimed) == limit,
         suspects_wait=suspects_wait,
+        of_suspects=of_suspects,
         claimed_at=claimed_at,
         deadline_s=lease.deadline_s,
     )
@@ -252,7 +262,10 @@ def run(
         ended = [_uncharged(each) for each in ended]
     report = finish.finish(deps, labels, processor, ended)
     is_watched = any(job.half_open is not None for job in batch.jobs)
-    circuits.note(deps, processor, ended, lost=report.lost, is_watched=is_watched)
+    if (
+        not batch.of_suspects
+    ):  # that their model cannot be loaded once more says nothing of the other
+        circuits.note(deps, processor, ended, lost=report.lost, is_watched=is_watched)
     return report
 
 

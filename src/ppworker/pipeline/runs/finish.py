@@ -235,7 +235,7 @@ def _decide(
     read: outputs.Read,
 ) -> None:
     """Add to the plan what becomes of one held job, by the pure rules."""
-    transition = _transition(processor, job, mapped.ended.outcome, item)
+    transition = _transition(processor, job, mapped.ended, item)
     answer, drafted = mapped.ended.answer, mapped.drafted
     if not transition.keep_result or answer is None or drafted is None or item is None:
         plan.moves.append(jobs.Move(job=job, transition=transition))
@@ -280,7 +280,7 @@ _NO_VERSION = Outcome(
 
 
 def _transition(
-    processor: PostProcessor, job: jobs.HeldJob, outcome: Outcome, item: items.LockedItem | None
+    processor: PostProcessor, job: jobs.HeldJob, ended: Ended, item: items.LockedItem | None
 ) -> Transition:
     """The rule for a job whose item was read again under its lock."""
     if item is None or item.deleted_at is not None:
@@ -290,7 +290,9 @@ def _transition(
     if job.version_deleted:
         return decide_held(job, _VERSION_DELETED)
     seen = input_revision(processor.reads, item.content_sha256, item.text_sha256)
-    return decide_held(job, outcome, input_changed=seen != job.input_revision)
+    # What this attempt saw, not what the row says: a failover that loses a claim gives its token
+    # out again, and the row may be a later attempt's.
+    return decide_held(job, ended.outcome, input_changed=seen != ended.job.input_revision)
 
 
 def release(deps: Deps, names: Mapping[UUID, str], held: Mapping[UUID, tuple[UUID, int]]) -> int:

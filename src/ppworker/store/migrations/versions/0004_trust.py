@@ -134,3 +134,4 @@ def _steadiness() -> None:
         "workers",
         sa.Column("steady_since", _TIME, server_default=sa.text("now()"), nullable=False),
     )
+    op.add_column("workers", sa.Column("lease_s", sa.Double(), server_default="30", nullable=False))
