@@ -262,9 +262,8 @@ def run(
         ended = [_uncharged(each) for each in ended]
     report = finish.finish(deps, labels, processor, ended)
     is_watched = any(job.half_open is not None for job in batch.jobs)
-    if (
-        not batch.of_suspects
-    ):  # that their model cannot be loaded once more says nothing of the other
+    # That a model cannot be loaded once more, for suspects, says nothing of the one that is.
+    if not batch.of_suspects or any(each.outcome is _ANSWERED for each in ended):
         circuits.note(deps, processor, ended, lost=report.lost, is_watched=is_watched)
     return report
 
