@@ -9,11 +9,12 @@ from factories import World, classes
 from ppworker import wiring
 from ppworker.domain.job import Attempt, Outcome, decide
 from ppworker.errors import UnreadableInput
-from ppworker.pipeline.control import operate, operations, retry_jobs
+from ppworker.pipeline.control import operate, operations, reapply, retry_jobs
 from ppworker.pipeline.control.operation_steps import STEPS
 from ppworker.pipeline.deps import Deps
 from ppworker.store import job_restarts, workers
 from ppworker.store.blobs import text_sha256
+from ppworker.store.results import Scope
 from ppworker.worker.heartbeat import Heartbeat
 
 
@@ -243,3 +244,30 @@ def test_a_suspect_that_has_to_wait_is_not_let_in_among_others_again(waits: Outc
     assert died.is_suspect
     again = Attempt(attempts=died.attempts + 1, max_attempts=3, is_suspect=True)
     assert decide(again, waits, jitter=0).is_suspect
+
+
+def test_an_answer_takes_the_labels_that_another_one_of_its_batch_created_up_to_the_cap(
+    world: World,
+) -> None:
+    """Dropped for want of room, its prediction would come back with a reapply that changes nothing
+    of the settings."""
+    processor = world.processor(max_new_labels=2)
+    first, second = world.add("fox cat", "fox cat noise")
+    scores = {"noise": 1.0, "fox": 0.9, "cat": 0.8}
+    world.run(
+        processor,
+        lambda given: {
+            "predictions": [
+                {"label": label, "score": scores[label]} for label in str(given.text).split()
+            ]
+        },
+    )
+    assert {a.label for a in world.annotations(first)} == {"fox", "cat"}
+    assert {a.label for a in world.annotations(second)} == {"fox", "cat"}
+    assert [job.dropped for job in world.jobs()] == [{}, {"label_cap": 1}]
+    scope = Scope(post_processor_id=processor.id, dataset_id=world.dataset.id)
+    id_ = reapply.begin(world.deps, processor, scope, world.user)
+    done = operations.run(world.deps, STEPS, operation_id=id_)
+    assert done is not None
+    assert "annotations_added" not in done.counts
+    world.check()

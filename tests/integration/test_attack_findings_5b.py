@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from psycopg.conninfo import conninfo_to_dict
 
 from conftest import execute, on
 from factories import World
@@ -19,7 +20,7 @@ from ppworker.pipeline.control.operations import Chunk, Write
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import refresh
 from ppworker.pipeline.runs.retention import removals
-from ppworker.store import checkup
+from ppworker.store import checkup, connections
 from ppworker.store import operations as store
 from ppworker.store.db import Database, Tx
 from ppworker.store.ids import new_id
@@ -101,6 +102,26 @@ def test_a_redis_url_with_an_option_that_is_none_is_refused_at_the_start(url: st
     with pytest.raises(ConfigurationError, match="PPWORKER_REDIS_URL") as caught:
         connect(url)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        (
+            "postgresql://me:hush@db1:5432,db2:5433/jobs",
+            "postgresql://me@/jobs?host=db1%2Cdb2&port=5432%2C5433&target_session_attrs=read-write",
+        ),
+        ("postgresql://me:hush@db1:5432/jobs?sslpassword=hush", "postgresql://me@db1:5432/jobs"),
+        ("postgresql://db1/jobs?user=me&password=hush", "postgresql://me@db1/jobs"),
+        ("postgresql://me:hush@/jobs?host=/run/pg", "postgresql://me@/jobs?host=%2Frun%2Fpg"),
+    ],
+)
+def test_the_address_of_several_hosts_is_shown_to_people_as_that_of_one(
+    url: str, wanted: str
+) -> None:
+    """`ppworker up`, `api` and `worker` never said that they were ready with hosts and ports."""
+    assert connections.shown(url) == wanted
+    assert conninfo_to_dict(wanted)["user"] == "me"
 
 
 def test_a_role_that_shows_dates_in_another_way_can_work(

@@ -165,6 +165,7 @@ def test_plans_and_limits_are_the_sessions_own(open_db: Open) -> None:
             )
         )
         assert found.scalars().all() == [
+            "DateStyle=ISO, MDY",
             "enable_seqscan=off",
             "idle_in_transaction_session_timeout=60000",
             "jit=off",

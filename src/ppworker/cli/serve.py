@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import sqlalchemy as sa
 import typer
 
 from ppworker import telemetry
@@ -22,6 +21,7 @@ from ppworker.monitoring.folder import Place, RuntimeFolder
 from ppworker.pipeline.setup import accounts
 from ppworker.settings import Settings
 from ppworker.store import datasets
+from ppworker.store.connections import shown
 from ppworker.store.db import Database
 from ppworker.worker.supervisor import Child, supervise
 
@@ -256,12 +256,8 @@ class _Ready:
 
 
 def _address(found: Settings) -> str:
-    """The database's URL for a person or psql: no driver, no password."""
-    url = sa.make_url(found.database_url.get_secret_value() if found.database_url else "")
-    shown = sa.URL.create(  # anew: `set` cannot take the password out
-        "postgresql", url.username, None, url.host, url.port, url.database, url.query
-    )
-    return shown.difference_update_query(["password", "sslpassword"]).render_as_string()
+    """The database's URL for a person or psql."""
+    return shown(found.database_url.get_secret_value()) if found.database_url else ""
 
 
 def _redis_address(found: Settings) -> str | None:

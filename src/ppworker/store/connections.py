@@ -115,6 +115,28 @@ def address(url: str) -> sa.URL:
     )
 
 
+def shown(url: str) -> str:
+    """The address for a person or psql, without driver and passwords; of several hosts too.
+
+    Raises:
+        ConfigurationError: as ``address``.
+    """
+    found = address(url)
+    kept = {name: str(value) for name, value in found.query.items() if "password" not in name}
+    host, port = kept.get("host", ""), kept.get("port", "")
+    is_one = bool(host) and not host.startswith("/") and "," not in host
+    if is_one:
+        kept = {name: value for name, value in kept.items() if name not in {"host", "port"}}
+    return sa.URL.create(
+        "postgresql",
+        found.username,
+        host=host if is_one else None,
+        port=int(port) if is_one and port else None,
+        database=found.database,
+        query=kept,
+    ).render_as_string()
+
+
 def _not_a_url() -> ConfigurationError:
     return ConfigurationError(
         "PPWORKER_DATABASE_URL: not a URL like postgresql://user@host/name; "

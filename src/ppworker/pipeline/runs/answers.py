@@ -161,6 +161,9 @@ def map_inferences(
         names = labels_of.get(versions, fresh=True)
         applied = _apply_all(processor, inferred, names)
         names = _create_labels(labels_of, processor, inferred, applied, names)
+        if any("label_cap" in a.dropped for a in applied.values()):
+            # One answer alone wanted too many. What was left of it may be there now for another.
+            applied = _apply_all(processor, inferred, names)
     found = {}
     for each in inferred:
         outcome = applied[each.key]
