@@ -92,9 +92,9 @@ def test_a_data_folder_that_is_none_is_refused(folder, said, capsys, monkeypatch
 
 
 def test_the_address_is_shown_without_passwords():
-    url = "postgresql+psycopg://joe:hunter2@db:5433/x?password=hunter2&sslpassword=hunter2&a=b"
+    url = "postgresql+psycopg://joe:hunter2@db:5433/x?password=hunter2&sslpassword=hunter2&application_name=b"
     shown = serve._address(settings.load(database_url=url))
-    assert shown == "postgresql://joe@db:5433/x?a=b"
+    assert shown == "postgresql://joe@db:5433/x?application_name=b"
 
 
 def test_interrupts_and_vanished_readers_have_exit_codes(monkeypatch):
