@@ -149,6 +149,7 @@ _OURS_OF_PROCESSORS = {
     "runner": str, "config": dict, "file_types": [str], "splits": [str], "label_mapping": dict,
     "label_prefix": str, "max_new_labels": int, "keep_unscored": bool, "batch_size": int,
     "concurrency_cap": Optional(int), "timeout_s": float, "max_attempts": int, "on_failure": str,
+    "paused": bool, "circuit_until": Optional(Stamp), "circuit_reason": str,
 }  # fmt: skip
 PROCESSOR = BASE | {
     "dataset_id": str, "model_type": str, "enabled": bool, "order": int, "model_id": Optional(str),

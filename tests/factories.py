@@ -14,7 +14,15 @@ from ppworker.pipeline.runs import execute, finish, refresh
 from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.pipeline.uploads import ingest
 from ppworker.runners.base import RawAnswer, RunnerInput
-from ppworker.store import annotations, datasets, job_operations, post_processors, stats, verify
+from ppworker.store import (
+    annotations,
+    datasets,
+    job_operations,
+    jobs,
+    post_processors,
+    stats,
+    verify,
+)
 from ppworker.store.ids import new_id
 
 Said = Mapping[str, Any] | RunnerError
@@ -132,6 +140,31 @@ class World:
         """The history of a job."""
         with self.deps.db.begin() as tx:
             return job_operations.list_attempts(tx, job_id)
+
+    def again(self, *item_ids: UUID, processor: PostProcessor | None = None) -> None:
+        """Plan what has run on items once more, as a changed file does: as new jobs."""
+        rows = self.sql(
+            'SELECT DISTINCT item_id, version_id, post_processor_id, "order", max_attempts '
+            "FROM post_processor_jobs WHERE item_id = ANY(:items) "
+            "AND (CAST(:processor AS uuid) IS NULL OR post_processor_id = :processor)",
+            items=list(item_ids),
+            processor=processor.id if processor else None,
+        )
+        planned = [
+            jobs.NewJob(
+                id=new_id(),
+                post_processor_id=row.post_processor_id,
+                item_id=row.item_id,
+                version_id=row.version_id,
+                user_id=self.user,
+                order=row.order,
+                ready=True,
+                max_attempts=row.max_attempts,
+            )
+            for row in rows
+        ]
+        with self.deps.db.begin() as tx:
+            assert jobs.insert_jobs(tx, planned) == len(planned)
 
     def annotations(self, item_id: UUID) -> Sequence[Any]:
         """Live annotations of an item."""

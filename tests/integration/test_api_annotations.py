@@ -323,11 +323,7 @@ def test_a_persons_label_replaces_a_models_for_good(single: Api) -> None:
 
 def rerun(world: World, item: UUID) -> None:
     """Have what ran on an item run again, as a new file would."""
-    world.sql(
-        "UPDATE post_processor_jobs SET status = 'pending', ready = true, attempts = 0, "
-        "completed_at = NULL, started_at = NULL WHERE item_id = :item",
-        item=item,
-    )
+    world.again(item)
 
 
 def test_fifty_at_once_leave_one_label_where_one_is_allowed(single: Api) -> None:

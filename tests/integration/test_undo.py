@@ -91,13 +91,7 @@ def reapplied(world: World, processor: PostProcessor) -> Counter[str]:
 
 def rerun(world: World, processor: PostProcessor, item: UUID, answer: Any) -> None:
     """Have a post-processor answer for an item once more."""
-    world.sql(
-        "UPDATE post_processor_jobs SET status = 'pending', ready = true, attempts = 0, "
-        "completed_at = NULL, started_at = NULL "
-        "WHERE item_id = :item AND post_processor_id = :processor",
-        item=item,
-        processor=processor.id,
-    )
+    world.again(item, processor=processor)
     assert world.run(processor, answer).completed == 1
 
 
@@ -223,11 +217,7 @@ def test_an_undo_waits_for_no_job_and_says_so(world: World) -> None:
     world.run(processor)
     id_ = begin(world, processor)
     # A job that is planned once it began: its end would write again whatever is removed now.
-    world.sql(
-        "UPDATE post_processor_jobs SET status = 'pending', ready = true, attempts = 0, "
-        "completed_at = NULL, started_at = NULL WHERE item_id = :item",
-        item=waiting,
-    )
+    world.again(waiting)
     counts = run(world, id_).counts
     assert counts == {"annotations_removed": 1, "items_changed": 1, "skipped_live_job": 1}
     assert [len(live(world, item)) for item in (done, waiting)] == [0, 1]
@@ -363,11 +353,7 @@ def test_accepting_against_a_rerun_is_all_or_nothing(world: World) -> None:
     ids = world.add(*(f"text {n}" for n in range(30)))
     world.run(processor, classes("cat", "dog"))
     found = [row.id for item in ids for row in live(world, item) if row.label == "cat"]
-    world.sql(
-        "UPDATE post_processor_jobs SET status = 'pending', ready = true, attempts = 0, "
-        "completed_at = NULL, started_at = NULL WHERE post_processor_id = :id",
-        id=processor.id,
-    )
+    world.again(*ids, processor=processor)
     batch = world.claim(processor)
     barrier = threading.Barrier(3)
     counted: Counter[str] = Counter()

@@ -57,7 +57,7 @@ SAID = st.builds(
 
 ANSWERS = st.lists(SAID, min_size=1, max_size=3)
 
-CLAIM: dict[str, Any] = {"which": WHICH, "limit": st.integers(1, 4), "worker": st.integers(0, 1)}
+CLAIM: dict[str, Any] = {"which": WHICH, "limit": st.integers(1, 6), "worker": st.integers(0, 1)}
 TURN: dict[str, Any] = {**CLAIM, "said": ANSWERS}
 
 
@@ -184,6 +184,7 @@ class JobRules(Base):
         for id_ in held:
             if wanted[id_] == "finished":
                 self._is_written(before.jobs[id_], by_key[str(id_)], cached=cached)
+            self._stopped(self.now.jobs[id_])
 
     def _cause(self, job: Row, said: Said, *, is_probe: bool) -> str:
         """How the attempt must end, by the rules of the reference."""
@@ -249,7 +250,9 @@ class JobRules(Base):
         expired = self.expired()
         with self.step("worker", may_end=expired):
             assert rescue.rescue(self.deps) >= len(expired)  # those that it stopped count too
-        assert all(self.now.jobs[id_].status != "processing" for id_ in expired)
+        for id_ in expired:
+            assert self.now.jobs[id_].status != "processing"
+            self._stopped(self.now.jobs[id_])
 
     def expired(self) -> set[UUID]:
         """Processing jobs whose lease is over."""
@@ -335,11 +338,14 @@ class JobRules(Base):
                 "failed",
                 "cancelled",
             )
-            self._stopped(job)
+            self._stopped(self.now.jobs[job.id])
 
     def _stopped(self, job: Row) -> None:
         """Where a post-processor says stop, no later job of the item waits for a failed one."""
-        if self.now.processors[job.post_processor_id].on_failure != "stop":
+        if (
+            self.now.processors[job.post_processor_id].on_failure != "stop"
+            or job.status != "failed"
+        ):
             return
         for other in self.now.jobs.values():
             if (other.item_id, other.version_id) == (job.item_id, job.version_id):

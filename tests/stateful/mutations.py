@@ -185,10 +185,10 @@ MUTANTS = (
         new="    if multi_label is None:\n        wanted",
     ),
     Mutant(
-        name="one label: a model outranks a person",
+        name="one label: a model puts its own beside a person's",
         path="domain/replace.py",
         old="    protected = [row for row in standing if not row.is_models]",
-        new="    protected = [row for row in standing if row.reviewed and not row.is_models]",
+        new='    protected = [row for row in standing if row.source == "import"]',
     ),
     Mutant(
         name="stop: later jobs wait for ever behind a cancelled one",
