@@ -355,9 +355,8 @@ def test_health_while_redis_and_the_database_are_away(
     assert group.ask("/health/detail", key=str(group.ready["key"]))[0] == 503
     command = [*PROGRAM, "health", "ready", "--url", group.address]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (asked.returncode, asked.stdout) == (
-        1, "not ready\nreasons: the database does not answer\n",
-    )  # fmt: skip
+    assert asked.returncode == 1
+    assert asked.stdout.startswith("not ready\nreasons: the database does not answer\n")
     servers.ensure()
     wait_for(lambda: group.health("ready") == 200, seconds=40, what="the database")
     wait_for(lambda: group.figures()["database_up",] == 1, seconds=15, what="its gauges")
