@@ -65,7 +65,8 @@ CAUSES = {
     "snoozed": "the model asked to wait, or failed a probe; the attempt is refunded",
     "released": "its worker was stopped; the attempt is refunded",
     "rescued": "its lease or deadline was over; the attempt counts",
-    "suspected": "the same, among several that may be the cause; the attempt is refunded",
+    "suspected": "the same in a model of its worker's own process, with its last attempt: "
+    "refunded, to be tried in a process apart",
     "input_changed": "the item changed meanwhile; fresh budget, answer dropped",
     "exhausted": "the last allowed attempt failed",
     "permanent_error": "an error that no repetition mends",

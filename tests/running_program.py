@@ -19,6 +19,19 @@ def environment(**more: str) -> dict[str, str]:
     return own | more
 
 
+def run(*arguments: str, **more: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command that ends by itself."""
+    done = subprocess.run(
+        [*PROGRAM, *arguments],
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 class Running:
     """A serving command with ``--json`` and a port of its own."""
 

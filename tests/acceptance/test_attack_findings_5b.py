@@ -11,19 +11,7 @@ import sqlalchemy as sa
 from redis import Redis
 
 from ppworker import embedded
-
-
-def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PPWORKER_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "ppworker", *arguments],
-        env=own | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+from running_program import run
 
 
 def examine(data_dir: Path, url: str, **more: str) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,6 @@
 """``ppworker doctor`` on real servers: what is wrong is found before the night."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +10,10 @@ import redis
 import sqlalchemy as sa
 
 from ppworker import embedded
+from running_program import run
 
 if TYPE_CHECKING:
     from promises import Keep
-
-
-def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PPWORKER_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "ppworker", *arguments],
-        env=own | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 def plain_url(url: str) -> str:

@@ -3,7 +3,7 @@
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -248,8 +248,7 @@ class Cluster:
     def close(self) -> None:
         """End every program; the servers are stopped by ``open_cluster``."""
         programs.end_all(self.programs)
-        with suppress(Exception):  # redis may be away just now
-            self.broker.close()
+        self.broker.close()
         self.db.close()
 
 

@@ -335,14 +335,8 @@ def _move_held(
     return len(moves)
 
 
-def decide_held(
-    job: jobs.HeldJob,
-    outcome: Outcome,
-    *,
-    input_changed: bool = False,
-    jitter: float | None = None,
-) -> Transition:
-    """The rule for a job that is held under its lock; ``jitter`` is a random one unless given."""
+def decide_held(job: jobs.HeldJob, outcome: Outcome, *, input_changed: bool = False) -> Transition:
+    """The rule for a job that is held under its lock."""
     attempt = Attempt(
         attempts=job.attempts,
         max_attempts=job.max_attempts,
@@ -353,6 +347,4 @@ def decide_held(
         in_model=job.in_model,
         is_suspect=job.is_suspect,
     )
-    if jitter is None:
-        jitter = random.random()  # noqa: S311  only spreads
-    return decide(attempt, outcome, jitter=jitter)
+    return decide(attempt, outcome, jitter=random.random())  # noqa: S311  only spreads
