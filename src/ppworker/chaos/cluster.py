@@ -146,16 +146,6 @@ class Cluster:
         return url.render_as_string(hide_password=False)
 
     @property
-    def postgres_socket(self) -> Path:
-        """Unix socket that PostgreSQL listens on, for a proxy."""
-        return self._postgres.address / self._postgres.socket_name
-
-    @property
-    def redis_socket(self) -> Path:
-        """Unix socket that Redis listens on, likewise."""
-        return self._redis.address / self._redis.socket_name
-
-    @property
     def postgres_pid(self) -> int | None:
         """Id of PostgreSQL's first process; None while it is away."""
         return self._postgres.leader()

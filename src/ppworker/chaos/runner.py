@@ -13,7 +13,6 @@ from ppworker.errors import Invalid, RunnerError, RunnerUnavailable
 from ppworker.runners.base import RawAnswer, RunnerInput, RunnerSpec
 
 PATH = "ppworker.chaos.runner:ChaosRunner"
-ISOLATED_PATH = "ppworker.chaos.runner:IsolatedChaosRunner"
 DOWN_PATH = "ppworker.chaos.runner:DownChaosRunner"
 MARKERS = "CHAOS_MARKERS"
 """Environment variable that names the database for markers, as psycopg takes it. Not one of
@@ -111,12 +110,6 @@ class ChaosRunner:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-class IsolatedChaosRunner(ChaosRunner):
-    """The same in a process of its own."""
-
-    spec = RunnerSpec(tasks=("classification",), reads="text", max_batch=1000)
 
 
 class DownChaosRunner(ChaosRunner):

@@ -2,7 +2,6 @@
 
 import random
 import statistics
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -221,8 +220,3 @@ def add(scenario: Scenario) -> Scenario:
     """Make a scenario known."""
     REGISTRY[scenario.name] = scenario
     return scenario
-
-
-def to_stderr(values: Mapping[str, Any]) -> None:
-    """A line for a person who waits."""
-    sys.stderr.write(" ".join(f"{name}={value}" for name, value in values.items()) + "\n")
