@@ -76,7 +76,7 @@ mutants: install ## Break a copy of the code in each of the listed ways: the his
 	PYTHONPATH=tests $(BIN)/python -m stateful.mutants $(ARGS)
 
 promises: install ## Prove every promise that has a test, the long ones too, and keep the figures for the docs
-	PPWORKER_TEST_PROMISES=benchmarks/results/promises $(BIN)/python -m pytest tests -m "promise and not system" -n $(JOBS) --dist loadgroup $(ARGS)
+	PPWORKER_TEST_PROMISES=benchmarks/results/promises $(BIN)/python -m pytest tests -m "promise and not system" -n 0 $(ARGS)
 
 chaos: install ## Break a running ppworker in every way, and keep the figures (hours; goes on where it stopped; FORCE=1: anew)
 	$(BIN)/ppworker chaos --results benchmarks/results/promises $(if $(FORCE),,--resume) $(ARGS)

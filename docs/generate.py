@@ -62,7 +62,8 @@ CAUSES = {
     "claimed": "a worker took it: one attempt more, one token more",
     "finished": "the model answered and the answer was written",
     "transient_error": "a retryable error; waits with back-off",
-    "snoozed": "the model asked to wait, or failed a probe; the attempt is refunded",
+    "snoozed": "the model asked to wait, failed a probe, or took all the time of its batch; "
+    "the attempt is refunded",
     "released": "its worker was stopped; the attempt is refunded",
     "rescued": "its lease or deadline was over; the attempt counts",
     "suspected": "the same in a model of its worker's own process, with its last attempt: "
@@ -70,7 +71,7 @@ CAUSES = {
     "input_changed": "the item changed meanwhile; fresh budget, answer dropped",
     "exhausted": "the last allowed attempt failed",
     "permanent_error": "an error that no repetition mends",
-    "crashed": "the process of its model died, or hung, with it alone too often",
+    "crashed": "the process of its model died with it alone too often",
     "cancelled": "a person ended it",
     "predecessor_failed": "an earlier job failed whose post-processor says stop",
     "retried": "a person retried it: fresh budget, same row",
@@ -119,8 +120,8 @@ def _bounds(about: Any) -> str:
                 found[name] = value
     words = {"ge": "at least", "le": "at most", "gt": "more than", "lt": "less than"}
     if found.keys() >= {"ge", "le"}:
-        return f"{found['ge']:g} to {found['le']:g}"
-    return ", ".join(f"{words[name]} {value:g}" for name, value in found.items())
+        return f"{_number(found['ge'])} to {_number(found['le'])}"
+    return ", ".join(f"{words[name]} {_number(value)}" for name, value in found.items())
 
 
 def _inner_rules(annotation: Any) -> list[Any]:
@@ -200,7 +201,12 @@ def _default(option: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """A number as it may be typed: whole ones with all their digits."""
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
 
 
 def table_reference() -> str:

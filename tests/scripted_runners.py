@@ -59,18 +59,20 @@ class EchoRunner:
 
 
 class SerialRunner(EchoRunner):
-    """In the worker itself, for one thread at a time; remembers whether two ever met in it."""
+    """In the worker itself, for one thread at a time; remembers whether two ever met in it. Takes
+    ``seconds`` for each batch."""
 
     spec = RunnerSpec(tasks=("classification",), reads="any", isolated=False)
 
-    def __init__(self) -> None:
+    def __init__(self, *, seconds: float = 0.001) -> None:
+        self.seconds = seconds
         self.inside = 0
         self.most_inside = 0
 
     def predict(self, inputs: Sequence[RunnerInput]) -> list[RawAnswer | RunnerError]:
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
-        time.sleep(0.001)
+        time.sleep(self.seconds)
         self.inside -= 1
         return super().predict(inputs)
 

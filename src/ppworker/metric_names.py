@@ -68,9 +68,9 @@ METRICS: tuple[About, ...] = (
              "ends again.", "processor", "status"),
     _counter("jobs_rescued", "Attempts taken from dead or hung workers; reason is lease_expired or "
              "deadline_exceeded.", "processor", "reason"),
-    _counter("jobs_quarantined", "Jobs failed for good; reason is crash (its model died or hung "
-             "with it alone too often), invalid (no repetition mends it) or exhausted (the last "
-             "attempt failed).", "processor", "reason"),
+    _counter("jobs_quarantined", "Jobs failed for good; reason is crash (its model died with it "
+             "alone too often), invalid (no repetition mends it) or exhausted (the last attempt "
+             "failed).", "processor", "reason"),
     _counter("stale_writes_rejected", "Leases found lost; operation is complete (an answer was "
              "dropped) or heartbeat.", "processor", "operation"),
     _histogram("job_queue_wait_seconds", "From the time a job was due to its claim.", "processor",
@@ -131,7 +131,8 @@ METRICS: tuple[About, ...] = (
     _asked("jobs_due", "Pending jobs whose time has come and that wait for no other.",
            "processor"),
     _asked("oldest_due_job_age_seconds", "How long the oldest due job has waited; left out for a "
-           "post-processor that is paused or disabled, 0 when none is due.", "processor"),
+           "post-processor that is disabled, or paused by a person or by failures; 0 when none is "
+           "due.", "processor"),
     _asked("oldest_lease_age_seconds", "How long the oldest job in flight has run; 0 when there "
            "is none.", "processor"),
     _asked("processor_paused", "1 when the post-processor is paused or disabled.", "processor"),

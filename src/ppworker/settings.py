@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     )
     pool_size: Annotated[int, Field(ge=1, le=200)] | None = Field(
         default=None,
-        description="Database connections of one process at most; default threads + 6.",
+        description="Database connections of one process at most, at least threads + 2; default "
+        "threads + 6, for the API its threads + 2.",
     )
     circuit_failures: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=10,
@@ -218,8 +219,8 @@ class Settings(BaseSettings):
 
     @property
     def connections(self) -> int:
-        """Database connections one process may hold: slots, heartbeat, sweeps, polling, refresh,
-        operations, commands."""
+        """Database connections a worker process may hold: slots, heartbeat, sweeps, polling,
+        refresh, operations, commands."""
         return self.pool_size or self.threads + 6
 
 

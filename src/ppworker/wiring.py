@@ -32,8 +32,9 @@ _RECOUNT_S = 1.0
 """Seconds after which a sweep begins no further recount."""
 _WORKER_UNSEEN_S = 300.0
 """Seconds after which a worker that is not seen leaves the register."""
-_PRUNING = 1 / 50
-"""Share of its time that a worker process may spend on the removal of what is old."""
+_WALKING = 1 / 50
+"""Share of its time that a worker process may spend on the removal of what is old, and as much on
+the walk along the jobs that wait."""
 
 
 def open_database(
@@ -145,8 +146,10 @@ def sweeps(
         at_once: remove all that is old in one run, instead of a little in each.
     """
     period = deps.settings.sweep_s
-    budget_s = inf if at_once else period * _PRUNING
-    old = Retention(deps, budget_s=budget_s, rest_s=period * 60)
+    walking = inf if at_once else _WALKING
+    old = Retention(deps, budget_s=period * walking, rest_s=period * 60)
+    ready_s = period * 6
+    ready = rescue.Repair(deps, budget_s=ready_s * walking)
 
     def prune_workers() -> int:
         if not may_rescue():  # who was away with the server must not be forgotten for it
@@ -172,7 +175,7 @@ def sweeps(
             ),
             every_s=max(period, deps.settings.recount_s / _RECOUNTS),
         ),
-        Sweep(name="ready", run=lambda: rescue.repair_ready(deps), every_s=period * 6),
+        Sweep(name="ready", run=ready.sweep, every_s=ready_s),
         Sweep(
             name="deleted",
             run=lambda: processor_changes.end_jobs_of_deleted(deps),

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ppworker.chaos.results import KEPT, Result, read_all
+from ppworker.chaos.results import KEPT, Result, current_commit, read_all
 
 DOCS = Path(__file__).parents[2] / "docs"
 PROMISES = runpy.run_path(str(DOCS / "promises.py"))
@@ -56,3 +56,45 @@ def test_a_picture_has_a_point_for_each_window_and_a_field_for_each_phase():
     (line,) = drawn.iter(f"{space}polyline")
     assert len(line.attrib["points"].split()) == 3
     assert len(list(drawn.iter(f"{space}rect"))) == 1 + 2
+
+
+THIS = "tests/house/test_promises_page.py"
+SAYS: dict[str, Any] = {"promise": "p", "fault": "f", "target": "t", "figure": "n"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PPWORKER_TEST_PROMISES", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", ["One way", "another"])
+def test_each_case_of_a_test_keeps_a_result_of_its_own(folder, request, case):
+    request.getfixturevalue("promise")("F1", **SAYS, passed=True)
+    (kept,) = read_all(folder)
+    about = "test_each_case_of_a_test_keeps_a_result_of_its_own"
+    assert kept.how == f"{THIS}::{about}[{case}]"
+    suffix = case.lower().replace(" ", "-")
+    assert kept.name == f"f1-each-case-of-a-test-keeps-a-result-of-its-own-{suffix}"
+
+
+def test_a_target_that_was_missed_is_kept_and_fails_its_test(folder, request):
+    with pytest.raises(AssertionError, match="must be: t"):
+        request.getfixturevalue("promise")("F1", **SAYS, passed=False)
+    (kept,) = read_all(folder)
+    assert not kept.passed
+
+
+def test_a_test_that_breaks_off_leaves_no_result_of_the_same_commit(folder, request):
+    how = f"{THIS}::test_a_test_that_breaks_off_leaves_no_result_of_the_same_commit"
+    result(name="mine", how=how).save(folder)
+    before = result(name="mine", how=how, commit="before").save(folder)
+    other = result(name="other", how=f"{how}[more]").save(folder)
+    assert (folder / "mine" / f"{current_commit()}.json").exists()
+    request.getfixturevalue("promise")
+    assert set(folder.glob("*/*.json")) == {before, other}
+
+
+def test_each_row_names_its_date_and_commit():
+    kept = result(date="2026-01-02T03:04:05+00:00", commit="abc1234567")
+    assert "| 2026-01-02, abc1234567 |" in "\n".join(PROMISES["_table"]([kept]))

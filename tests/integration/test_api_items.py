@@ -613,7 +613,7 @@ def test_new_files_against_claims_finishes_and_retries_never_deadlock(api: Api, 
         thread.join()
     assert errors == []
     processor_changes.change(api.deps, world.user, world.dataset, first.id, {"enabled": True})
-    rescue.repair_ready(api.deps)
+    rescue.Repair(api.deps).sweep()
     world.check()
     for item in items:
         put(item, b"the last")

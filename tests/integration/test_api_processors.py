@@ -228,7 +228,7 @@ def test_an_upload_of_the_moment_of_disabling_is_mended(api: Api) -> None:
     world.add("one")
     world.sql("UPDATE post_processors SET enabled = false WHERE id = :id", id=first.id)
     assert world.claim(later).jobs == []
-    assert rescue.repair_ready(world.deps) == 1
+    assert rescue.Repair(world.deps).sweep() == 1
     assert len(world.claim(later).jobs) == 1
     world.check()
 
@@ -261,12 +261,17 @@ def test_deleting_takes_pending_jobs_ends_running_ones_and_keeps_the_rest(api: A
     world.check()
 
 
-def test_jobs_that_a_deletion_missed_are_swept(api: Api) -> None:
+@pytest.mark.parametrize("days", [0, 40])
+def test_jobs_that_a_deletion_missed_are_swept(api: Api, days: int) -> None:
     world = api.world
     gone = world.processor("gone")
     world.add("one", "two")
     world.claim(gone, limit=1)
-    world.sql("UPDATE post_processors SET deleted_at = now(), enabled = false")
+    world.sql(
+        "UPDATE post_processors SET deleted_at = now() - make_interval(days => :days), "
+        "enabled = false",
+        days=days,
+    )
     assert processor_changes.end_jobs_of_deleted(world.deps) == 2
     assert processor_changes.end_jobs_of_deleted(world.deps) == 0
     assert world.statuses() == ["failed"]

@@ -14,7 +14,7 @@ import pytest
 
 from factories import Model, Said, World, classes
 from ppworker.domain.events import CircuitClosed, CircuitOpened, Event
-from ppworker.domain.job import MAX_SNOOZES
+from ppworker.domain.job import MAX_FREE_TIMEOUTS, MAX_SNOOZES
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.errors import (
     BadResponse,
@@ -177,6 +177,58 @@ def test_probes_cost_no_attempt_and_pauses_grow(world: World, events: list[Event
     world.check()
 
 
+def begin_a_probe(world: World) -> None:
+    """Let a pause be over, and every job be due."""
+    world.sql(
+        "INSERT INTO post_processor_circuits (post_processor_id, failures, trips, reason, "
+        "open_until) SELECT id, 10, 1, 'timeout', now() FROM post_processors ON CONFLICT DO NOTHING"
+    )
+    end_the_pause(world)
+
+
+def test_an_input_that_hangs_in_every_probe_ends(world: World) -> None:
+    processor = world.processor(max_attempts=2)
+    world.add("HANG")
+    probes = 0
+    while world.statuses() == ["pending"]:
+        begin_a_probe(world)
+        world.run(today(world, processor), RunnerTimeout("slow"))
+        probes += 1
+        assert probes < 50
+    (job,) = world.jobs()
+    assert (job.status, job.reason, job.attempts) == ("failed", "timeout", 2)
+    assert probes == MAX_FREE_TIMEOUTS + 2
+    world.check()
+
+
+def test_a_suspect_that_is_the_probe_pauses_it_again(world: World) -> None:
+    """Only suspects are left: nobody else would ever say that the model is away."""
+    processor = world.processor(runner="scripted_runners:EchoRunner")
+    world.add("one", "two")
+    world.sql("UPDATE post_processor_jobs SET is_suspect = true")
+    for trips in (2, 3):
+        begin_a_probe(world)
+        batch = world.claim(today(world, processor))
+        assert (len(batch.jobs), batch.is_probe, batch.of_suspects) == (1, True, True)
+        world.run(processor, AWAY, batch=batch)
+        assert circuit(world) == (9 + trips, trips, "unavailable", "open")
+    assert {job.attempts for job in world.jobs()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("runner", "noted"),
+    [("EchoRunner", None), ("ChildEchoRunner", (2, 0, "unavailable", "closed"))],
+)
+def test_a_second_copy_that_is_away_pauses_nothing_and_the_model_itself_does(
+    world: World, runner: str, noted: object
+) -> None:
+    processor = world.processor(runner=f"scripted_runners:{runner}")
+    world.add("one", "two")
+    world.sql("UPDATE post_processor_jobs SET is_suspect = true")
+    world.run(processor, AWAY)
+    assert circuit(world) == noted
+
+
 def test_an_answer_to_what_began_before_the_pause_does_not_end_it(world: World) -> None:
     processor = world.processor()
     world.add(*("word" for _ in range(20)))
@@ -310,13 +362,14 @@ def test_everybody_is_told_until_when_and_why(
         "RETURNING to_char(open_until AT TIME ZONE 'UTC', 'HH24:MI:SS')"
     )
     listed = shown(world, database_url, "processors", "list", world.dataset.name)
-    assert "paused by failures (unavailable), tries one job at" in listed
-    assert until in listed
-    status = shown(world, database_url, "status")
-    assert "rests until" in status
-    assert f"{until} UTC after unavailable" in status
+    for said in (listed, shown(world, database_url, "status")):
+        assert "paused by failures until" in said
+        assert f"{until} UTC (unavailable)" in said
     end_the_pause(world)
-    assert "tries one job after unavailable" in shown(world, database_url, "status")
+    for words in (("processors", "list", world.dataset.name), ("status",)):
+        said = shown(world, database_url, *words)
+        assert "probing (unavailable)" in said
+        assert "paused" not in said
     said = shown(world, database_url, "processors", "close-circuit", name)
     assert said == "ocr is no longer paused by failures\n"
     again = shown(world, database_url, "processors", "close-circuit", name, "--json")

@@ -368,9 +368,10 @@ def test_a_retry_starts_a_failed_job_once_and_leaves_others_alone(world, produce
     assert letters(world) == []
 
 
+@pytest.mark.promise
 @pytest.mark.slow
 def test_50_callers_at_once_by_http_and_by_message_retry_each_job_exactly_once(
-    world, producer, server, events
+    world, producer, server, events, promise
 ):
     processor, ids = failed_jobs(world, 100)
     items = {job.id: job.item_id for job in world.jobs(processor)}
@@ -388,7 +389,7 @@ def test_50_callers_at_once_by_http_and_by_message_retry_each_job_exactly_once(
         answers = [pool.submit(ask, caller) for caller in callers]
         for _ in range(3):
             running.enter_context(consuming(server, world.deps))
-        for id_ in ids:
+        for id_ in reversed(ids):  # from the other end, so that each way comes first at times
             for _ in range(25):
                 producer.send("retry_job", **retry(world, id_))
         told = Counter(status for answer in answers for status in answer.result())
@@ -400,13 +401,24 @@ def test_50_callers_at_once_by_http_and_by_message_retry_each_job_exactly_once(
     assert by_message.count("done") + by_message.count("nothing") == 25 * len(ids)
     retried = [e for e in events if isinstance(e, JobMoved) and e.cause == "retried"]
     assert Counter(e.job_id for e in retried) == dict.fromkeys(ids, 1)
-    assert told[200], "every retry went by message: the two did not meet"
-    assert by_message.count("done"), "every retry went by HTTP: the two did not meet"
     assert set(world.statuses(processor)) == {"pending"}
     assert letters(world) == []
     world.run(processor, classes("cat"))
     assert set(world.statuses(processor)) == {"completed"}
     world.check()
+    promise(
+        "F19",
+        promise="However many retry a job, over HTTP and by message at the same time, it is "
+        "started once; the others are told so.",
+        fault=f"25 callers over HTTP and 25 messages for each of {len(ids)} failed jobs, at once",
+        target="exactly one transition of each job, every other caller told 409 or that nothing "
+        "was done (50 x 1,000 in the reference, cut to 50 x 100); both ways win some",
+        figure=f"{len(retried)} transitions of {len(ids)} jobs: {told[200]} over HTTP and "
+        f"{by_message.count('done')} by message; {told[409]} conflicts, "
+        f"{by_message.count('nothing')} messages that did nothing",
+        passed=bool(told[200] and by_message.count("done")),
+        figures={"http": told[200], "message": by_message.count("done")},
+    )
 
 
 def test_a_command_that_was_sent_to_the_queue_of_hints_is_moved_to_its_own(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from threading import Barrier, Thread
 
 import psycopg
@@ -10,9 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from conftest import execute
+from own_servers import until
 from ppworker.errors import CommitUnknown, StoreUnavailable
 from ppworker.store.connections import Limits
-from ppworker.store.db import Database
+from ppworker.store.db import Database, allow
 
 Open = Callable[..., Database]
 
@@ -119,6 +120,61 @@ def test_a_transaction_is_cut_when_its_time_is_up(open_db: Open) -> None:
     assert time.monotonic() - started < 10
     with db.begin() as tx:  # the limit went with the transaction
         tx.execute(sa.text("SELECT pg_sleep(0.7)"))
+
+
+def working(db: Database) -> int:
+    """Sessions of this database that compute or wait inside a statement; the asking one aside."""
+    with db.look() as tx:
+        return int(
+            tx.execute(
+                sa.text(
+                    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' "
+                    "AND datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            ).scalar_one()
+        )
+
+
+@pytest.mark.parametrize("limit_s", [0.5, None])
+def test_nobody_works_on_for_a_client_that_hung_up(
+    open_db: Open, monkeypatch: pytest.MonkeyPatch, limit_s: float | None
+) -> None:
+    """Neither when the transaction's time is up nor when the statement's is."""
+    monkeypatch.setattr("ppworker.store.connections._SILENCE_S", -59)  # the client's, after 1 s
+    db, other = open_db(limits=Limits(statement_s=60, lock_s=30, idle_s=60)), open_db()
+    for enter in (db.begin, db.look):
+        with pytest.raises(StoreUnavailable, match="in time"), enter(limit_s=limit_s) as tx:
+            tx.execute(sa.text("SELECT pg_sleep(60)"))
+        until(lambda: not working(other), seconds=5, what="the end of the statement")
+
+
+def test_a_commit_whose_time_is_up_goes_on(open_db: Open) -> None:
+    """Of one that waits for a standby a cancellation would make a commit that counts here only."""
+    db = open_db()
+    with db.begin() as tx:
+        tx.execute(sa.text("CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+    with suppress(ZeroDivisionError), db.begin() as first:
+        first.execute(sa.text("INSERT INTO t VALUES (1)"))
+        with pytest.raises(CommitUnknown), db.begin(limit_s=0.5) as second:
+            second.execute(sa.text("INSERT INTO t VALUES (1)"))
+        raise ZeroDivisionError  # undone: the COMMIT of the second need not wait any more
+    until(lambda: not working(db), seconds=5, what="the end of the COMMIT")
+    with db.begin() as tx:
+        assert tx.execute(sa.text("SELECT count(*) FROM t")).scalar_one() == 1
+
+
+def test_what_one_transaction_is_allowed_the_next_is_not(
+    open_db: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server and by the client, whichever ends it first."""
+    for silence_s, said in ((0.5, "statement timeout"), (-1.0, "in time")):
+        monkeypatch.setattr("ppworker.store.connections._SILENCE_S", silence_s)
+        db = open_db(connections=1, limits=Limits(statement_s=2, lock_s=2, idle_s=9))
+        with db.begin() as tx:
+            allow(tx, statement_s=30)
+            tx.execute(sa.text("SELECT pg_sleep(3)"))
+        with pytest.raises(StoreUnavailable, match=said), db.begin() as tx:
+            tx.execute(sa.text("SELECT pg_sleep(30)"))
 
 
 def test_a_commit_whose_time_is_up_is_in_doubt(open_db: Open) -> None:

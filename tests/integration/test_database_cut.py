@@ -171,6 +171,22 @@ def test_a_worker_cut_off_doubts_its_lease_before_the_server_ends_it(
 
 
 @pytest.mark.timeout(60)
+def test_whoever_hangs_up_on_a_black_hole_does_not_wait_to_be_heard(
+    worker: Worker, proxy: Proxy
+) -> None:
+    def ask() -> None:
+        with worker.db.begin(limit_s=0.5) as tx:
+            tx.execute(sa.text("SELECT 1"))
+            proxy.stall()
+            tx.execute(sa.text("SELECT 1"))
+
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="in time"):
+        ask()
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.timeout(60)
 def test_no_model_is_asked_under_a_lease_in_doubt(
     world: World, worker: Worker, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

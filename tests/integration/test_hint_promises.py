@@ -232,6 +232,7 @@ def test_a_worker_finds_work_though_redis_never_answers(
         sender.close()
     assert set(world.statuses(processor)) == {"completed"}
     slowest = max(pick_ups_s(world))
+    world.check()
     promise(
         "F14",
         promise="Workers find work by polling while redis hangs",
@@ -240,7 +241,6 @@ def test_a_worker_finds_work_though_redis_never_answers(
         figure=f"slowest of 40 pick-ups {slowest:.2f} s",
         passed=slowest <= POLL_S + 1,
     )
-    world.check()
 
 
 @pytest.mark.promise
@@ -269,6 +269,7 @@ def test_without_redis_everything_is_done_and_soon(
     broker.close()
     assert set(world.statuses(processor)) == {"completed"}
     found = pick_ups_s(world)
+    world.check()
     promise(
         "F13",
         promise="Without redis uploads succeed and jobs are done by polling",
@@ -277,7 +278,6 @@ def test_without_redis_everything_is_done_and_soon(
         figure=f"{errors} errors, {len(found)} jobs done, pick-up p99 {p99(found):.2f} s",
         passed=errors == 0 and len(found) == 60 and p99(found) <= POLL_S + 1,
     )
-    world.check()
 
 
 class UnreliableLink(RedisLink):
@@ -296,7 +296,7 @@ class UnreliableLink(RedisLink):
         if what < 0.6:
             self.doubled += 1
             super().offer(hint)
-            self.clear([hint])
+            self._client.delete(hint.mark)
         elif what < 0.9:
             self.delayed += 1
             self.late.insert(0, hint)
@@ -329,17 +329,22 @@ def test_hints_that_are_lost_doubled_and_late_lose_and_double_no_job(
     burnt = world.sql("SELECT count(*) FROM post_processor_jobs WHERE attempts <> 1")[0][0]
     spoilt = [sum(getattr(link, name) for link in links) for name in ("lost", "doubled", "delayed")]
     slowest = max(pick_ups_s(world))
+    world.check()
     promise(
         "F15",
         promise="Hints that are lost, doubled, late or out of order lose and double no job",
         fault="3 of 10 hints dropped, 3 of 10 doubled, 3 of 10 sent late in the reverse order",
-        target="every job completed once, nothing doubled, all laws hold",
+        target="every job completed once, nothing doubled, all invariants hold; some hints lost,"
+        " some doubled, some late",
         figure=f"{done} of {jobs} jobs completed, {annotations - jobs} annotations too many, {burnt}"
         f" attempts too many, slowest pick-up {slowest:.2f} s; hints {spoilt[0]} lost,"
         f" {spoilt[1]} doubled, {spoilt[2]} late",
-        passed=jobs == done == annotations == 300 and burnt == 0,
+        passed=jobs == done == annotations == 300 and burnt == 0 and min(spoilt) > 0,
     )
-    world.check()
+
+
+_OWN_LOOKS = 6
+"""Claims in vain that an upload may cause by itself: its hints, and the looks of idle slots."""
 
 
 def flood(client: redis.Redis, ids: list[UUID], messages: int) -> None:
@@ -380,19 +385,22 @@ def test_a_flood_of_hints_is_no_flood_of_queries(
         client.delete(QUEUE_KEY, f"{QUEUE_KEY}.msgs")
         sender.close()
     empty = sum(1 for at, what in workers.claims if what == "empty" and at >= began)
+    hits = sum(1 for at, what in workers.claims if what == "hit" and at >= began)
     # Each upload is found by a look of its own, and one more that finds no further job.
-    allowed = took_s / 0.1 + 6 * (len(waits) + 1)
+    allowed = took_s / 0.1 + _OWN_LOOKS * (len(waits) + 1)
+    world.check()
     promise(
         "F15",
         promise="A flood of hints does not become a flood of queries, and work is found in it",
-        fault=f"{messages} messages (the reference says 1,000,000) for one post-processor, put"
-        " into the queue past every mark",
-        target="about one claim in vain per worker and 100 ms; jobs are found meanwhile",
-        figure=f"{before - after} messages in {took_s:.1f} s made {empty} claims in vain,"
-        f" {empty / took_s:.1f} a second; {len(waits)} uploads found within {max(waits):.2f} s",
+        fault=f"{messages} messages (the reference says 1,000,000) for one post-processor and one"
+        " worker, put into the queue past every mark, with an upload a second beside them",
+        target=f"a claim in vain per 100 ms at most, and {_OWN_LOOKS} more for each upload and for"
+        " the start (claims that find a job are not counted); each upload done within 2 s",
+        figure=f"{before - after} messages in {took_s:.1f} s made {empty} claims in vain"
+        f" ({allowed:.0f} allowed), {empty / took_s:.1f} a second, beside {hits} that found a job;"
+        f" {len(waits)} uploads done within {max(waits):.2f} s",
         passed=empty <= allowed and max(waits) < 2,
     )
-    world.check()
 
 
 CRASHING_UPLOADER = """
@@ -455,6 +463,7 @@ def test_a_crash_between_commit_and_hint_delays_a_job_by_a_poll_at_most(
     with redis.Redis.from_url(server.url) as client:
         assert client.llen(QUEUE_KEY) == 0
     slowest = max(pick_ups_s(world))
+    world.check()
     promise(
         "F16",
         promise="A crash between an upload's COMMIT and its hint delays its jobs by a poll at most",
@@ -463,7 +472,6 @@ def test_a_crash_between_commit_and_hint_delays_a_job_by_a_poll_at_most(
         figure=f"{times} of {times} jobs done, slowest pick-up {slowest:.2f} s",
         passed=slowest <= POLL_S + 1,
     )
-    world.check()
 
 
 @pytest.mark.promise

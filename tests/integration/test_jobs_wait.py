@@ -19,7 +19,7 @@ OPENED = "INSERT INTO post_processor_circuits (post_processor_id, open_until) SE
     [
         ("UPDATE post_processors SET paused_by_operator = true", "processors resume"),
         ("UPDATE post_processors SET enabled = false", "is disabled"),
-        (OPENED + "now() + interval '1 hour' FROM post_processors", "its model fails"),
+        (OPENED + "now() + interval '1 hour' FROM post_processors", "is paused by failures until"),
         (OPENED + "now() - interval '1 hour' FROM post_processors", ""),
     ],
 )

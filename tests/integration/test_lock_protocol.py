@@ -120,7 +120,7 @@ def test_retry_and_cancel_against_finish_never_deadlock(world: World) -> None:
         thread.join()
     assert _count_deadlocks(world) == deadlocks
     world.sql("SELECT 1")
-    rescue.repair_ready(world.deps)
+    rescue.Repair(world.deps).sweep()
     world.check()
 
 
@@ -243,6 +243,6 @@ def test_a_missed_wake_up_is_reported_and_repaired(world: World) -> None:
         assert [f.invariant for f in verify.run(tx)] == [
             "a pending job is ready if and only if no job of lower order of its item lives"
         ]
-    assert rescue.repair_ready(world.deps) == 1
+    assert rescue.Repair(world.deps).sweep() == 1
     world.check()
     assert len(world.claim(after).jobs) == 1

@@ -200,7 +200,9 @@ def test_entries_that_nobody_ended_are_pruned_and_those_of_running_batches_stay(
     assert entries(world) == 1
 
 
-def test_a_release_keeps_the_suspicion_and_a_transient_error_ends_it(world: World) -> None:
+def test_a_release_and_a_time_out_keep_the_suspicion_and_another_error_ends_it(
+    world: World,
+) -> None:
     processor = world.processor(max_attempts=5)
     world.add("one", "two")
     run(world, processor, dies_of="t")
@@ -211,5 +213,8 @@ def test_a_release_keeps_the_suspicion_and_a_transient_error_ends_it(world: Worl
     assert suspects(world) == 2, "a stop proves nothing"
     world.make_due()
     world.run(processor, RunnerTimeout("slow"))
+    assert suspects(world) == 2, "nor does a model that never came back"
+    world.make_due()
+    world.run(processor, RunnerError("it will not", retryable=True))
     assert (suspects(world), set(world.statuses())) == (0, {"pending"})
     world.check()

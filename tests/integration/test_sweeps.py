@@ -124,7 +124,7 @@ def test_when_the_sweeping_process_is_gone_another_one_sweeps(
     world: World, database_url: str, promise: Keep, tmp_path: object, fault: str
 ) -> None:
     """Two sweeping processes; one is gone while leases run out."""
-    interval_s, rounds = 0.5, 5
+    interval_s, slack_s, rounds = 0.5, 0.5, 5
     processor = world.processor(max_attempts=100)
     world.add("one")
     names = ["ppworker one", "ppworker other"]
@@ -158,9 +158,10 @@ def test_when_the_sweeping_process_is_gone_another_one_sweeps(
         "F37",
         promise="When the process that sweeps dies or hangs, another one does its work",
         fault=f"one of two sweeping processes is {fault} for good",
-        target=f"a lease that ran out is seen within twice the interval (2 x {interval_s} s)",
+        target=f"a lease that ran out is seen within twice the interval (2 x {interval_s} s) and "
+        f"{slack_s} s for the looks of the test",
         figure=f"slowest of {rounds} rescues {slowest:.2f} s after the lease was over",
-        passed=slowest <= 2 * interval_s + 0.5,
+        passed=slowest <= 2 * interval_s + slack_s,
     )
 
 
@@ -196,7 +197,8 @@ def test_a_sweep_frozen_inside_its_transaction_holds_up_its_own_rows_only(
         " other, until PostgreSQL ends its session",
         fault="a session stands idle in a transaction with the items of 2 of 6 overdue jobs locked"
         " and idle_in_transaction_session_timeout at 2 s",
-        target="the others are rescued at once, its own when the time-out has ended it",
+        target="the others are rescued within 1 s, its own within 10 s: when the time-out has "
+        "ended it",
         figure=f"{freed} rescued in {skipped_s * 1000:.0f} ms, the rest after {free_s:.1f} s",
         passed=freed == 4 and skipped_s < 1 and free_s < 10 and Status.PROCESSING not in statuses,
     )

@@ -68,7 +68,7 @@ def test_at_most_one_hint_of_a_post_processor_is_queued(broker, client):
     assert client.llen(QUEUE_KEY) == 1
     assert broker.counts["sent"] == 1
     assert broker.counts["coalesced"] == 99
-    broker.link.clear([Hint(A)])
+    client.delete(Hint(A).mark)
     hint(broker, A)
     assert client.llen(QUEUE_KEY) == 2
 
@@ -536,7 +536,7 @@ def test_recruiting_passes_one_hint_on_however_often_it_is_called(client):
         for _ in range(3):
             recruit()
             assert broker.wait_sent()
-            link.clear([Hint(A)])  # another slot took it and began
+            client.delete(Hint(A).mark)  # another slot took it and began
             lengths.append(client.llen(QUEUE_KEY))
         return False
 

@@ -17,7 +17,7 @@ from ppworker.domain.circuit import (
     pause_s,
     see,
 )
-from ppworker.domain.job import MAX_SNOOZE_S, Outcome
+from ppworker.domain.job import MAX_SNOOZE_S, PUT_OFF, Outcome
 
 LIMITS = Limits(failures=10, pause_s=5.0, max_pause_s=300.0)
 
@@ -31,7 +31,9 @@ circuits = st.builds(
 outcomes = st.builds(
     Outcome,
     kind=st.sampled_from(["answered", "error", "released", "lease_expired"]),
-    code=st.sampled_from(["", "crash", "bad_response", "unreadable_input", *sorted(MODEL_FAULTS)]),
+    code=st.sampled_from(
+        ["", "crash", "bad_response", "unreadable_input", PUT_OFF, *sorted(MODEL_FAULTS)]
+    ),
     retry_after_s=st.none() | st.floats(),
 )
 batches = st.lists(outcomes, max_size=20).map(see)
@@ -102,6 +104,17 @@ def test_a_batch_with_an_answer_is_no_failure():
     mixed = see([Outcome(kind="answered"), *[Outcome(kind="error", code="timeout")] * 99])
     assert judged(Circuit(failures=5), mixed) == Circuit()
     assert not mixed.is_trouble
+
+
+def test_what_a_hanging_model_left_no_time_for_failed_with_the_rest():
+    late = [Outcome(kind="error", code=PUT_OFF, retryable=True, retry_after_s=0.0)] * 9
+    timeout = Outcome(kind="error", code="timeout", retryable=True)
+    hangs = see([timeout, *late])
+    assert hangs == Seen(failures=10, reason="timeout")
+    assert judged(Circuit(), hangs).state is State.OPEN
+    assert not see([Outcome(kind="answered"), timeout, *late]).is_trouble, "it works"
+    assert see([Outcome(kind="error", code="crash"), *late]) == Seen(), "an input may have done it"
+    assert see(late) == Seen(), "nobody was asked"
 
 
 def test_pauses_double_up_to_the_cap_and_are_spread():

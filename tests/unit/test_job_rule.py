@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ppworker.domain.job import (
     EDGES,
     MAX_CRASHES,
+    MAX_FREE_TIMEOUTS,
     MAX_SNOOZE_S,
     MAX_SNOOZES,
     TERMINAL,
@@ -163,5 +164,36 @@ def test_a_probe_that_the_model_failed_costs_no_attempt_and_no_wait(retryable):
     failed = Outcome(kind="error", code="auth", retryable=retryable, is_free=True)
     found = decide(Attempt(attempts=3, max_attempts=3, snoozes=5), failed, jitter=0)
     assert (found.to, found.cause, found.attempts, found.snoozes) == (
-        Status.PENDING, "snoozed", 2, 5,
+        Status.PENDING, "snoozed", 2, 6,
     )  # fmt: skip
+
+
+def test_a_probe_whose_input_may_hang_is_free_ten_times():
+    slow = Outcome(kind="error", code="timeout", retryable=True, is_free=True)
+    free = Attempt(attempts=1, max_attempts=3, snoozes=MAX_FREE_TIMEOUTS - 1)
+    found = decide(free, slow, jitter=0)
+    assert (found.cause, found.attempts, found.snoozes) == ("snoozed", 0, MAX_FREE_TIMEOUTS)
+    paid = Attempt(attempts=1, max_attempts=3, snoozes=MAX_FREE_TIMEOUTS)
+    found = decide(paid, slow, jitter=0)
+    assert (found.cause, found.attempts, found.snoozes) == (
+        "transient_error", 1, MAX_FREE_TIMEOUTS,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "most"),
+    [("timeout", MAX_FREE_TIMEOUTS), ("unavailable", MAX_SNOOZES), ("put_off", MAX_SNOOZES)],
+)
+def test_what_costs_nothing_ends_all_the_same(code, most):
+    wait_s = 0.0 if code == "put_off" else None
+    outcome = Outcome(
+        kind="error", code=code, retryable=True, retry_after_s=wait_s, is_free=wait_s is None
+    )
+    found, ends = None, 0
+    while found is None or found.to is Status.PENDING:
+        before = (found.attempts, found.snoozes) if found else (0, 0)
+        attempt = Attempt(attempts=before[0] + 1, max_attempts=3, snoozes=before[1])
+        found = decide(attempt, outcome, jitter=0)
+        ends += 1
+        assert ends < 2000
+    assert (ends, found.cause, found.attempts) == (most + 3, "exhausted", 3)

@@ -1,12 +1,18 @@
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ppworker.errors import Invalid, RunnerCrashed, RunnerError, RunnerUnavailable
+from ppworker.errors import (
+    Invalid,
+    RunnerCrashed,
+    RunnerError,
+    RunnerTimeout,
+    RunnerUnavailable,
+)
 from ppworker.runners.base import RawAnswer, RunnerInput
-from ppworker.runners.pool import RunnerPool, _ask_in_halves
+from ppworker.runners.pool import NOT_ASKED, RunnerPool, _ask_in_halves, longest_s
 
 ECHO = "scripted_runners:EchoRunner"
 
@@ -38,7 +44,7 @@ def test_a_failing_batch_blames_its_culprits_alone(size, culprits, max_batch):
         return [RawAnswer(raw={"key": item.key}) for item in part]
 
     parts = [batch[i : i + max_batch] for i in range(0, size, max_batch)]
-    answers = _ask_in_halves(ask, parts)
+    answers = _ask_in_halves(ask, parts, 60)
     assert len(answers) == size
     for number, answer in enumerate(answers):
         if number in culprits:
@@ -51,6 +57,47 @@ def test_a_failing_batch_blames_its_culprits_alone(size, culprits, max_batch):
     assert len(calls) <= len(parts) + present * 2 * size.bit_length()
 
 
+CALL_S = 10
+
+
+@given(
+    size=st.integers(1, 70),
+    culprits=st.sets(st.integers(0, 69)),
+    max_batch=st.integers(1, 70),
+    took_s=st.integers(0, CALL_S),
+)
+@example(size=64, culprits={0, 63}, max_batch=64, took_s=0)
+@example(size=64, culprits=set(range(64)), max_batch=64, took_s=0)
+def test_however_many_hang_the_time_of_the_batch_is_kept_and_somebody_has_moved_on(
+    size, culprits, max_batch, took_s
+):
+    now = [1000]
+
+    def ask(part):
+        if any(int(item.key) in culprits for item in part):
+            now[0] += CALL_S
+            raise RunnerTimeout("slow")
+        now[0] += took_s
+        return [RawAnswer(raw={"key": item.key}) for item in part]
+
+    batch = inputs(*(str(number) for number in range(size)))
+    parts = [batch[i : i + max_batch] for i in range(0, size, max_batch)]
+    answers = _ask_in_halves(ask, parts, CALL_S, clock=lambda: now[0])
+    assert now[0] - 1000 <= longest_s(size, CALL_S)
+    assert len(answers) == size
+    asked = [answer for answer in answers if answer is not NOT_ASKED]
+    assert asked, "one at least is answered or blamed"
+    assert answers[len(asked) :] == [NOT_ASKED] * (size - len(asked))
+    for number, answer in enumerate(asked):
+        assert isinstance(answer, RunnerTimeout if number in culprits else RawAnswer)
+
+
+def test_a_batch_has_time_to_find_the_one_that_hangs():
+    assert [longest_s(n, 10) for n in (0, 1, 2, 3, 4, 5, 64, 65)] == [
+        10, 10, 20, 30, 30, 40, 70, 80,
+    ]  # fmt: skip
+
+
 def test_a_model_that_is_away_is_not_asked_again_for_the_rest():
     calls = []
 
@@ -61,7 +108,7 @@ def test_a_model_that_is_away_is_not_asked_again_for_the_rest():
         return [RawAnswer(raw={}) for _ in part]
 
     a, b, c, d = inputs("a", "b", "c", "d")
-    answers = _ask_in_halves(ask, [[a], [b, c], [d]])
+    answers = _ask_in_halves(ask, [[a], [b, c], [d]], 60)
     assert calls == [["a"], ["b", "c"]]
     assert [type(answer) for answer in answers] == [RawAnswer, *[RunnerUnavailable] * 3]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppworker.domain.job import MAX_CRASHES, Attempt, Outcome, Status, decide
+from ppworker.domain.job import MAX_CRASHES, PUT_OFF, Attempt, Outcome, Status, decide
 
 DIED = Outcome(kind="lease_expired", code="lease_expired", message="the worker died")
 HUNG = Outcome(kind="lease_expired", code="deadline", message="the model hung")
@@ -62,8 +62,28 @@ def test_poison_is_put_away_after_three_deaths_of_its_own_or_its_last_attempt(
 @pytest.mark.parametrize("kind", ["answered", "error"])
 def test_a_suspect_that_answers_is_none_any_more(kind: str) -> None:
     attempt = Attempt(attempts=1, max_attempts=3, is_suspect=True)
-    outcome = Outcome(kind=kind, code="timeout", retryable=True)  # type: ignore[arg-type]
+    outcome = Outcome(kind=kind, code="model_error", retryable=True)  # type: ignore[arg-type]
     assert not decide(attempt, outcome, jitter=0).is_suspect
+
+
+@pytest.mark.parametrize(
+    "code", ["unavailable", "overloaded", "timeout", "auth", "file_missing", "lease_lost"]
+)
+@pytest.mark.parametrize("is_suspect", [True, False])
+def test_what_proves_nothing_leaves_a_suspect_one_and_makes_none(
+    code: str, is_suspect: bool
+) -> None:
+    attempt = Attempt(attempts=1, max_attempts=3, is_suspect=is_suspect)
+    outcome = Outcome(kind="error", code=code, retryable=True)
+    found = decide(attempt, outcome, jitter=0)
+    assert (found.to, found.is_suspect) == (Status.PENDING, is_suspect)
+
+
+def test_a_suspect_that_was_put_off_stays_one() -> None:
+    attempt = Attempt(attempts=3, max_attempts=3, is_suspect=True)
+    outcome = Outcome(kind="error", code=PUT_OFF, retryable=True, retry_after_s=0.0)
+    found = decide(attempt, outcome, jitter=0)
+    assert (found.to, found.is_suspect, found.attempts) == (Status.PENDING, True, 2)
 
 
 @pytest.mark.parametrize("kind", ["released", "lease_expired"])

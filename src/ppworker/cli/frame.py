@@ -202,10 +202,11 @@ def _processor_columns(now: Activity, room: Room) -> list[_Column]:
         if each.paused_by_operator:
             return Text("paused", "yellow")
         if each.circuit is State.HALF_OPEN:
-            return Text("trying", "yellow")
+            return Text("probing", "yellow")
         if each.circuit is State.OPEN and each.circuit_until is not None:
             left = (each.circuit_until - now.at).total_seconds()
-            return Text(f"resting {_age(max(left, 0.0))}", "yellow")
+            words = "failures" if room.width < _WIDE_ENOUGH else "paused by failures"
+            return Text(f"{words} {_age(max(left, 0.0))}", "yellow")
         return Text("on", "green")
 
     def oldest(each: ProcessorStatus) -> Text:

@@ -291,10 +291,10 @@ def _why_held(held: overview.Held) -> str:
         return f"{name} is disabled: its jobs wait until somebody enables it"
     if held.paused_by_operator:
         return f"{name} is paused: its jobs wait; `ppworker processors resume {name}` lets it run"
-    until = render.moment(held.circuit_until) if held.circuit_until else "once"
+    state = render.failing(held.circuit_reason, held.circuit_until)
     return (
-        f"{name} is paused because its model fails ({held.circuit_reason or 'unknown'}): it tries "
-        f"one job at {until}; `ppworker processors close-circuit {name}` lets it run now"
+        f"{name} is {state}: then one job is tried; "
+        f"`ppworker processors close-circuit {name}` lets all run now"
     )
 
 

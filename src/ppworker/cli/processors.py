@@ -1,6 +1,7 @@
 """``processors``: create, list, try, pause, resume, backfill."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from uuid import UUID
@@ -20,7 +21,7 @@ from ppworker.pipeline.runs import circuits
 from ppworker.pipeline.runs.trial import Trial, try_out
 from ppworker.pipeline.setup import processors
 from ppworker.runners.pool import RunnerPool
-from ppworker.store import datasets, post_processors
+from ppworker.store import datasets, post_processors, retention
 
 ProcessorRef = Annotated[
     str, typer.Argument(metavar="PROCESSOR", help="Id or DATASET/NAME.", show_default=False)
@@ -181,13 +182,14 @@ def list_processors(call: Call, dataset: DatasetRef) -> None:
         parent = datasets.get_dataset(tx, s.user_id, dataset)
         found = post_processors.list_post_processors(tx, parent.id)
         pauses = post_processors.read_pauses(tx, [each.id for each in found])
+        now = retention.read_clock(tx)
     rows = [
         render.plain(each)
         | {
             "paused": pauses[each.id].paused_by_operator,
             "circuit_until": render.plain(pauses[each.id].circuit_until),
             "circuit_reason": pauses[each.id].circuit_reason,
-            "state": _state(each, pauses[each.id]),
+            "state": _state(each, pauses[each.id], now),
         }
         for each in found
     ]
@@ -199,14 +201,14 @@ def list_processors(call: Call, dataset: DatasetRef) -> None:
     render.table(rows, columns, empty="no post-processors")
 
 
-def _state(processor: PostProcessor, pauses: post_processors.Pauses) -> str:
+def _state(processor: PostProcessor, pauses: post_processors.Pauses, now: datetime) -> str:
     """Whether it runs; if several keep it from running, all of them."""
     found = [] if processor.enabled else ["disabled"]
     if pauses.paused_by_operator:
         found.append("paused")
     if pauses.circuit_until is not None:
-        when = f"tries one job at {render.moment(pauses.circuit_until)}"
-        found.append(f"paused by failures ({pauses.circuit_reason}), {when}")
+        until = pauses.circuit_until if pauses.circuit_until > now else None
+        found.append(render.failing(pauses.circuit_reason, until))
     return "; ".join(found) or "on"
 
 

@@ -100,6 +100,17 @@ def moment(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def failing(reason: str, until: datetime | None) -> str:
+    """The state of a post-processor whose model fails, in the words that all commands have for it.
+
+    Args:
+        reason: why the model failed last, empty when that is not known.
+        until: when its pause ends; None when that is over and a probe is to find out.
+    """
+    state = "probing" if until is None else f"paused by failures until {moment(until)}"
+    return f"{state} ({reason})" if reason else state
+
+
 def shortened(text: str | None, most: int = 60) -> str:
     """The beginning of a text."""
     text = text or ""

@@ -127,8 +127,6 @@ def _state(row: dict[str, Any]) -> str:
         return "paused"
     if row["circuit"] == State.CLOSED:
         return "on"
-    why = row["circuit_reason"] or "failures"
-    if row["circuit"] == State.HALF_OPEN:
-        return f"tries one job after {why}"
-    until = render.moment(datetime.fromisoformat(row["circuit_until"]))
-    return f"rests until {until} after {why}"
+    is_open = row["circuit"] == State.OPEN
+    until = datetime.fromisoformat(row["circuit_until"]) if is_open else None
+    return render.failing(row["circuit_reason"], until)

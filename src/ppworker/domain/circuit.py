@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from ppworker.domain.job import MAX_SNOOZE_S, Outcome
+from ppworker.domain.job import MAX_SNOOZE_S, PUT_OFF, Outcome
 
 MODEL_FAULTS = frozenset({"unavailable", "overloaded", "timeout", "auth"})
 """Reasons that speak of the model. Not among them is what one input may have done: it cannot be
@@ -70,7 +70,8 @@ class Seen:
 
     answers: int = 0
     failures: int = 0
-    """Attempts that failed for the model's sake; those that it asked to wait are none."""
+    """Attempts that failed for the model's sake, and those for which it left no time by that; those
+    that it asked to wait are none."""
     reason: str = ""
     """Of the last failure."""
     asked_s: float | None = None
@@ -84,7 +85,7 @@ class Seen:
 
 def see(outcomes: Iterable[Outcome]) -> Seen:
     """What the ends of a batch tell of the model."""
-    answers = failures = 0
+    answers = failures = put_off = 0
     reason = ""
     asked_s: float | None = None
     for outcome in outcomes:
@@ -92,6 +93,8 @@ def see(outcomes: Iterable[Outcome]) -> Seen:
             answers += 1
         elif outcome.kind != "error":
             continue
+        elif outcome.code == PUT_OFF:
+            put_off += 1
         elif outcome.retry_after_s is not None:
             # In this order of arguments, a wait that is no number becomes the shortest.
             wait_s = min(max(MIN_ASKED_S, outcome.retry_after_s), MAX_SNOOZE_S)
@@ -100,6 +103,8 @@ def see(outcomes: Iterable[Outcome]) -> Seen:
         elif outcome.code in MODEL_FAULTS:
             failures += 1
             reason = outcome.code
+    if failures:
+        failures += put_off
     return Seen(answers=answers, failures=failures, reason=reason, asked_s=asked_s)
 
 

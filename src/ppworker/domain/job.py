@@ -55,11 +55,17 @@ MAX_SNOOZES = 1000
 """Waits that a model may ask a job for; each beyond it costs an attempt, so that none is asked for
 ever."""
 
+MAX_FREE_TIMEOUTS = 10
+"""Waits after which a probe that timed out costs its attempt: it may be its input that hangs."""
+
 LEASE_EXPIRED = "lease_expired"
 """Reason of a job whose worker died, or lost the database."""
 
 DEADLINE = "deadline"
 """Reason of a job that was held for longer than its model may take."""
+
+PUT_OFF = "put_off"
+"""Reason of a job that was not asked, because the time of its batch was over."""
 
 NO_INPUT = "no_input"
 """Reason of a text job that found no text on its item; revived with its predecessor."""
@@ -74,6 +80,13 @@ PREDECESSOR_FAILED = "predecessor_failed"
 """Reason of a job stopped because an earlier one of its item failed; revived with it."""
 
 
+_PROVES_NOTHING = frozenset(
+    {"unavailable", "overloaded", "timeout", "auth", "file_missing", "lease_lost"}
+)
+"""Reasons after which nobody knows what the input does to a model: it was not in one, or did not
+come back."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Attempt:
     """What the rule needs to know of a job whose attempt has just ended."""
@@ -83,7 +96,7 @@ class Attempt:
     max_attempts: int
     crash_count: int = 0
     snoozes: int = 0
-    """Waits that the model asked it for."""
+    """Waits that cost no attempt: asked for by the model, or after a probe that it failed."""
     rerun_requested: bool = False
     """Somebody planned onto the live job: its input is not what the model saw."""
     input_changed: bool = False
@@ -130,7 +143,7 @@ class Transition:
     keep_result: bool = False
     """Whether the answer is written together with this edge."""
     is_suspect: bool = False
-    """Whether it must run in a process of its model's own until it has answered."""
+    """Whether it must run in a process of its model's own, until it was proven harmless."""
 
 
 def decide(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
@@ -195,9 +208,10 @@ def _suspected(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transiti
 def _after_error(attempt: Attempt, outcome: Outcome, *, jitter: float) -> Transition:
     if outcome.retry_after_s is not None:
         return _snooze(attempt, outcome, outcome.retry_after_s)
-    if outcome.is_free:
+    most_free = MAX_FREE_TIMEOUTS if outcome.code == "timeout" else MAX_SNOOZES
+    if outcome.is_free and attempt.snoozes < most_free:
         delay_s = retry.backoff_s(attempt.attempts, jitter=jitter)
-        return _wait(attempt, outcome, delay_s, snoozes=attempt.snoozes)
+        return _wait(attempt, outcome, delay_s, snoozes=attempt.snoozes + 1)
     if not outcome.retryable:
         return _fail(attempt, outcome, cause="permanent_error", crashes=attempt.crash_count)
     return _again(attempt, outcome, cause="transient_error", jitter=jitter)
@@ -246,7 +260,9 @@ def _again(attempt: Attempt, outcome: Outcome, *, cause: str, jitter: float) -> 
         attempts=attempt.attempts,
         crash_count=crashes,
         snoozes=attempt.snoozes,
-        is_suspect=outcome.code == "crash",  # so that its next death is no other batch's
+        # After a crash so that its next death is no other batch's.
+        is_suspect=outcome.code == "crash"
+        or (attempt.is_suspect and outcome.code in _PROVES_NOTHING),
     )
 
 

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from threading import Event
 from uuid import UUID, uuid4
 
@@ -40,6 +41,21 @@ _END_S = 1.5
 behind, for the supervisor kills what is not gone five seconds after the grace."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What a worker process consists of."""
+
+    deps: Deps
+    broker: HintBroker
+    journal: Journal
+    heartbeat: Heartbeat
+    models: RunnerPool
+    loop: Loop
+    sweeper: Sweeper
+    operating: OperationThread
+    commands: CommandConsumer | None
+
+
 def run(settings: Settings, signals: Signals, place: Place) -> bool:
     """Be one worker process until a signal; whether it ended as it should.
 
@@ -52,24 +68,28 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         ConfigurationError: schema or settings do not fit.
         StoreUnavailable: PostgreSQL cannot be reached at the start.
     """
+    parts = _build(settings, place)
+    _start(parts)
+    in_time = run_worker(
+        parts.broker,
+        signals,
+        threads=settings.threads,
+        grace_s=settings.grace_s,
+        tick=parts.journal.note,
+        draining=lambda: _drain(parts.journal, parts.heartbeat),
+        hung=lambda: len(parts.loop.inside.hung()),
+    )
+    _end(parts)
+    return in_time
+
+
+def _build(settings: Settings, place: Place) -> _Parts:
+    """Connect, be registered, and put together what `_start` starts."""
     worker_id = uuid4()
     metrics = shared(place.folder, place.slot)
     telemetry.configure(settings, worker_id=worker_id, lost=metrics.log_lines_lost)
     bind_to_parent()
-    db = wiring.open_database(
-        settings,
-        name="ppworker worker",
-        steady_plans=True,
-        limits=WORKER_LIMITS,
-        metrics=metrics,
-    )
-    schema.check(db)
-    broker = wiring.hint_broker(
-        settings, ask=_polling(db), stopping=Event(), counted=metrics.hint_counted
-    )
-    deps = wiring.build_deps(
-        settings, db, broker=broker, worker_id=worker_id, emit=wiring.telling(metrics)
-    )
+    deps, broker = _connect(settings, metrics, worker_id)
     register = _register(deps, broker.stopping)
     register()
     journal = Journal(
@@ -77,7 +97,7 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         version=__version__,
         worker=str(worker_id),
         slots=settings.threads,
-        look=lambda vitals: _look(vitals, db, broker, heartbeat),
+        look=lambda vitals: _look(vitals, deps.db, broker, heartbeat),
     )
     heartbeat = Heartbeat(
         lambda held: _extend(deps, held),
@@ -95,47 +115,71 @@ def run(settings: Settings, signals: Signals, place: Place) -> bool:
         stopping=broker.stopping,
         ended=broker.looks.ended,
     )
+    declare_actors(broker, Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)))
     idle = Sweep(name="models", run=lambda: models.close_idle(settings.idle_unload_s), every_s=30)
     repairs = wiring.sweeps(deps, may_rescue=lambda: _may_rescue(deps))
-    sweeper = Sweeper([*repairs, idle], swept=_swept(metrics, journal))
-    declare_actors(broker, Handlers(run_slice=loop.run_slice, refresh=lambda: _fold(deps)))
-    commands = wiring.command_consumer(deps, stopping=broker.stopping)
-    operating = OperationThread(
-        lambda until: operations.run(deps, STEPS, until=until) is not None,
-        poll_s=settings.poll_s,
-        slice_s=4 * settings.slice_s,
-        stopping=broker.stopping,
+    return _Parts(
+        deps=deps,
+        broker=broker,
+        journal=journal,
+        heartbeat=heartbeat,
+        models=models,
+        loop=loop,
+        sweeper=Sweeper([*repairs, idle], swept=_swept(metrics, journal)),
+        operating=OperationThread(
+            lambda until: operations.run(deps, STEPS, until=until) is not None,
+            poll_s=settings.poll_s,
+            slice_s=4 * settings.slice_s,
+            stopping=broker.stopping,
+        ),
+        commands=wiring.command_consumer(deps, stopping=broker.stopping),
     )
-    heartbeat.start()
-    sweeper.start()
-    operating.start()
-    if commands is not None:
-        commands.start()
-    journal.beat(is_renewed=True)  # it has just registered
-    journal.begin()
-    in_time = run_worker(
-        broker,
-        signals,
-        threads=settings.threads,
-        grace_s=settings.grace_s,
-        tick=journal.note,
-        draining=lambda: _drain(journal, heartbeat),
-        hung=lambda: len(loop.inside.hung()),
+
+
+def _connect(settings: Settings, metrics: Metrics, worker_id: UUID) -> tuple[Deps, HintBroker]:
+    db = wiring.open_database(
+        settings,
+        name="ppworker worker",
+        steady_plans=True,
+        limits=WORKER_LIMITS,
+        metrics=metrics,
     )
-    hung = frozenset[UUID]().union(*loop.inside.hung())
+    schema.check(db)
+    broker = wiring.hint_broker(
+        settings, ask=_polling(db), stopping=Event(), counted=metrics.hint_counted
+    )
+    deps = wiring.build_deps(
+        settings, db, broker=broker, worker_id=worker_id, emit=wiring.telling(metrics)
+    )
+    return deps, broker
+
+
+def _start(parts: _Parts) -> None:
+    parts.heartbeat.start()
+    parts.sweeper.start()
+    parts.operating.start()
+    if parts.commands is not None:
+        parts.commands.start()
+    parts.journal.beat(is_renewed=True)  # it has just registered
+    parts.journal.begin()
+
+
+def _end(parts: _Parts) -> None:
+    """Take down what runs; ends the process where a slot hangs."""
+    deps, broker = parts.deps, parts.broker
+    hung = frozenset[UUID]().union(*parts.loop.inside.hung())
     # First: what follows may need longer than the supervisor waits.
-    _release(deps, heartbeat, but=hung)
-    _stop(commands, operating, sweeper, heartbeat)
+    _release(deps, parts.heartbeat, but=hung)
+    _stop(parts.commands, parts.operating, parts.sweeper, parts.heartbeat)
     if hung:
         telemetry.warn("worker.slot_hangs", jobs=len(hung))
         _forget(deps)
         broker.wait_sent()  # hints of what was given back
         leave(SLOT_HANGS)  # the rest may wait for what hangs
-    models.close()
+    parts.models.close()
     _forget(deps)
     broker.close()
-    db.close()
-    return in_time
+    deps.db.close()
 
 
 def _stop(*parts: CommandConsumer | OperationThread | Sweeper | Heartbeat | None) -> None:

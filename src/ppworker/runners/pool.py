@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from ppworker.domain.job import PUT_OFF
 from ppworker.errors import RunnerError, RunnerUnavailable
 from ppworker.runners import registry, wire
 from ppworker.runners.base import Runner, RunnerInput, RunnerSpec
@@ -17,8 +18,28 @@ from ppworker.runners.wire import Answer
 NOT_HALVED = frozenset({"unavailable", "overloaded", "auth"})
 """Codes that speak of the model and not of any input; asking again in halves would be no use."""
 
+NOT_ASKED = RunnerError(
+    "not asked: the time of its batch was over", code=PUT_OFF, retryable=True, retry_after_s=0.0
+)
+"""Said of an input for which its batch had no time left; it is none of its doing."""
+
 MAX_LOADED = 4
 """Most models kept in processes of their own; beyond it the longest unused one is unloaded."""
+
+
+def longest_s(inputs: int, call_s: float) -> float:
+    """Seconds that a batch may be in a model: enough to find one input that hangs by halving.
+
+    Args:
+        inputs: how many.
+        call_s: most seconds of one call, loading included: a model that was killed is loaded again.
+    """
+    return call_s * (1 + (max(inputs, 1) - 1).bit_length())
+
+
+def model_key(name: str, config: Mapping[str, object]) -> tuple[str, str]:
+    """What those that share a model have in common: a runner's name and its settings."""
+    return name, json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
 
 
 class Permit:
@@ -76,10 +97,12 @@ class RunnerPool:
         load_timeout_s: float = LOAD_TIMEOUT_S,
         max_loaded: int = MAX_LOADED,
         isolate_all: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load_timeout_s = load_timeout_s
         self._max_loaded = max_loaded
         self._isolate_all = isolate_all  # also what is trusted, for a process that holds no model
+        self._clock = clock
         self._lock = threading.Lock()
         self._slots: dict[tuple[str, str, bool], _Slot] = {}
         self._closed = False
@@ -101,8 +124,7 @@ class RunnerPool:
         Raises:
             Invalid: this process has no such runner, or the runner refuses the settings.
         """
-        settings = json.dumps(config, sort_keys=True, separators=(",", ":"), default=str)
-        key = (name, settings, apart)
+        key = (*model_key(name, config), apart)
         found = registry.spec(name)
         with self._lock:
             if self._closed:
@@ -125,8 +147,9 @@ class RunnerPool:
         A batch that fails as a whole is asked again in halves, down to single inputs, before any
         input is blamed. An error that speaks of the model (``NOT_HALVED``) goes to every input not
         answered yet, at once. ``timeout_s`` limits each call of the model: the first with the
-        whole batch, then each half, so n inputs of which one hangs take up to
-        ``timeout_s * (1 + log2(n))``. It cannot stop a runner that is not isolated.
+        whole batch, then each half; ``longest_s`` limits all of them together. What is not asked
+        by then gets ``NOT_ASKED``; one input at least is answered or blamed before. Neither can
+        stop a call of a runner that is not isolated.
         """
         slot = permit._slot  # noqa: SLF001  a permit shows its holder nothing to misuse
         self._make_room(slot)
@@ -135,7 +158,8 @@ class RunnerPool:
             return slot.model.ask(part, timeout_s)
 
         size = max(1, slot.spec.max_batch)
-        return _ask_in_halves(ask, [inputs[i : i + size] for i in range(0, len(inputs), size)])
+        parts = [inputs[i : i + size] for i in range(0, len(inputs), size)]
+        return _ask_in_halves(ask, parts, timeout_s + permit.load_s, clock=self._clock)
 
     def close_idle(self, seconds: float) -> int:
         """Unload the models not used for that long; returns how many were loaded till then.
@@ -303,8 +327,12 @@ class _InProcess:
 def _ask_in_halves(
     ask: Callable[[Sequence[RunnerInput]], list[Answer]],
     parts: Sequence[Sequence[RunnerInput]],
+    call_s: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[Answer]:
     """Answers to all parts in order; see ``RunnerPool.predict`` for the rule."""
+    last_call_at = clock() + longest_s(sum(map(len, parts)), call_s) - call_s
     answers: list[Answer] = []
     waiting = list(reversed(parts))
     while waiting:
@@ -321,4 +349,8 @@ def _ask_in_halves(
             else:
                 middle = len(part) // 2
                 waiting += [part[middle:], part[:middle]]
+        # Not before somebody is answered or blamed: else the same batch could come again for ever.
+        if answers and clock() > last_call_at:
+            answers += [NOT_ASKED] * sum(map(len, waiting))
+            break
     return answers

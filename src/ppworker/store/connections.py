@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
-from psycopg import sql
+from psycopg import capabilities, sql
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
@@ -46,6 +46,8 @@ _COMMIT_S = 15.0
 """Seconds after which a COMMIT is in doubt, where statements have limits."""
 _SILENCE_S = 15.0
 """Seconds past the server's limit of a statement after which a client takes the server for dead."""
+_CANCEL_S = 1.0
+"""Seconds that whoever hangs up waits for the server to hear of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,13 @@ class Link(psycopg.Connection[Any]):
 
     until: float | None = None
     statement_s: float | None = None
+    _commits = False
+
+    def allow(self, statement_s: float) -> None:
+        """Wait for a statement as long as the server was told to work on it, and a little longer;
+        until the connection is given back."""
+        if self.statement_s is not None:
+            self.statement_s = statement_s + _SILENCE_S
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         """Wait for an answer; hang up when it is not there in time.
@@ -176,10 +185,11 @@ class Link(psycopg.Connection[Any]):
         before = self.until
         if self.statement_s is not None:
             self.until = min(before or inf, time.monotonic() + _COMMIT_S)
+        self._commits = True
         try:
             super().commit()
         finally:
-            self.until = before
+            self.until, self._commits = before, False
 
     def _within(self, gen: Generator[Any, Any, T], until: float) -> Generator[Any, Any, T]:
         """The same generator, looked after each time that psycopg wakes: ten times a second."""
@@ -188,7 +198,7 @@ class Link(psycopg.Connection[Any]):
             while True:
                 ready = yield wanted
                 if not ready and time.monotonic() > until:
-                    self.pgconn.finish()
+                    self._hang_up()
                     raise psycopg.OperationalError("no answer in time; the connection was cut")
                 wanted = gen.send(ready)
         except StopIteration as done:
@@ -196,6 +206,18 @@ class Link(psycopg.Connection[Any]):
             return result
         finally:
             gen.close()
+
+    def _hang_up(self) -> None:
+        """Close, and have the server end what nobody waits for any more: it would work on, with
+        its snapshot and its locks, and notice at the end only.
+
+        Never a COMMIT: what waits for a standby would by that be committed here alone, be seen and
+        believed, and be lost with the next failover.
+        """
+        if not self._commits and capabilities.has_cancel_safe():  # the other way has no limit
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=_CANCEL_S)
+        self.pgconn.finish()
 
 
 class Keeper:
@@ -263,6 +285,7 @@ class Keeper:
         if not _is_quiet(link) or (self._must_write and _is_read_only(link)):
             self._forget(info["generation"])
             raise DisconnectionError
+        link.statement_s = self._statement_s  # whatever the last transaction was allowed
 
     def _failed(self, context: ExceptionContext) -> None:
         """Forget every connection of a server that went away or takes no writes any more."""

@@ -25,6 +25,24 @@ def by_name(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
     return dict(row._mapping)  # noqa: SLF001  public by documentation
 
 
+def allow(tx: Tx, *, statement_s: int) -> None:
+    """Let a statement take so long, for the rest of the transaction: server and client alike."""
+    tx.execute(
+        sa.text("SELECT set_config('statement_timeout', :limit, true)"),
+        {"limit": f"{statement_s}s"},
+    )
+    _link(tx).allow(statement_s)
+
+
+def try_lock(tx: Tx, name: str) -> bool:
+    """Take an advisory lock until the transaction ends; false while somebody else has it."""
+    return bool(
+        tx.execute(
+            sa.text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name}
+        ).scalar_one()
+    )
+
+
 _REPEAT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _REPEATS = 10
 _POOL_TIMEOUT_S = 30
@@ -145,7 +163,7 @@ class Database:
             if limit_s is None:
                 yield connection
                 return
-            link = cast("Link", connection.connection.driver_connection)
+            link = _link(connection)
             link.until = time.monotonic() + limit_s
             try:
                 yield connection
@@ -197,6 +215,10 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def _link(connection: Connection) -> Link:
+    return cast("Link", connection.connection.driver_connection)
 
 
 def _roll_back(connection: Connection, transaction: sa.RootTransaction) -> None:

@@ -288,13 +288,15 @@ RETURNING j.id, j.item_id, j.attempts, j.lease_token,
 
 def stop_successors(tx: Tx, failed: Sequence[UUID]) -> list[Stopped]:
     """Fail the pending later jobs of items whose earlier job failed and says stop."""
+    if not failed:
+        return []
     rows = tx.execute(_STOP_SUCCESSORS, {"failed": list(failed)})
     return [Stopped(**by_name(row)) for row in rows]
 
 
 # Whoever waits for a job that nobody runs waits for ever: the pending ones of a disabled
 # post-processor block nothing.
-_BLOCKED = """EXISTS (
+BLOCKED = """EXISTS (
     SELECT 1 FROM post_processor_jobs l JOIN post_processors b ON b.id = l.post_processor_id
     WHERE l.item_id = p.item_id AND l.version_id = p.version_id
       AND l.status IN ('pending','processing') AND l."order" < p."order"
@@ -303,7 +305,7 @@ _BLOCKED = """EXISTS (
 _RECOMPUTE = sa.text(f"""
 UPDATE post_processor_jobs j SET ready = r.ready,
   run_at = CASE WHEN r.ready THEN greatest(j.run_at, clock_timestamp()) ELSE j.run_at END
-FROM (SELECT p.id, NOT {_BLOCKED} AS ready
+FROM (SELECT p.id, NOT {BLOCKED} AS ready
   FROM post_processor_jobs p
   WHERE p.item_id = ANY(CAST(:items AS uuid[])) AND p.status = 'pending') r
 WHERE j.id = r.id AND j.ready <> r.ready AND j.status = 'pending'
@@ -382,18 +384,6 @@ def find_due(tx: Tx) -> tuple[list[UUID], float | None]:
             ahead = (due_at - row.now).total_seconds()
             wait = ahead if wait is None else min(wait, ahead)
     return [id_ for _, id_ in sorted(due)], wait
-
-
-def find_stuck(tx: Tx, *, limit: int) -> list[UUID]:
-    """Items with a pending job that waits although no job of lower order lives."""
-    rows = tx.execute(
-        sa.text(
-            "SELECT DISTINCT p.item_id FROM post_processor_jobs p "  # noqa: S608  the constant above
-            f"WHERE p.status = 'pending' AND NOT p.ready AND NOT {_BLOCKED} LIMIT :n"
-        ),
-        {"n": limit},
-    )
-    return list(rows.scalars())
 
 
 def names_of(tx: Tx, post_processor_ids: Collection[UUID]) -> dict[UUID, str]:

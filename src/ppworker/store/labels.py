@@ -201,18 +201,8 @@ def ensure_labels(
         index = next_index + len(new)
         created.append(name)
         color = PALETTE[index % len(PALETTE)]
-        new.append(
-            (
-                known[normalised],
-                version_id,
-                user_id,
-                name,
-                normalised,
-                color,
-                index,
-                post_processor_id,
-            )
-        )
+        keys = (known[normalised], version_id, user_id)
+        new.append((*keys, name, normalised, color, index, post_processor_id))
     if new:
         bulk.insert(tx, labels, _COLUMNS, new)
     ids = {name: known[normalised] for name, normalised in wanted.items() if normalised in known}

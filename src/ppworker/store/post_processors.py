@@ -140,16 +140,21 @@ def mark_deleted(tx: Tx, id_: UUID) -> None:
 
 
 def find_deleted_with_jobs(tx: Tx) -> list[UUID]:
-    """Post-processors deleted within a day that still have live jobs."""
-    rows = tx.execute(
-        sa.text(
-            "SELECT p.id FROM post_processors p "
-            "WHERE p.deleted_at > now() - interval '1 day' AND EXISTS (SELECT 1 "
-            "FROM post_processor_jobs j WHERE j.post_processor_id = p.id "
-            "AND j.status IN ('pending','processing')) ORDER BY p.id"
-        )
-    )
-    return list(rows.scalars())
+    """Deleted post-processors that still have live jobs."""
+    return list(tx.execute(_DELETED_WITH_JOBS).scalars())
+
+
+# Two looks at an index for each: no one index tells pending and processing jobs together.
+_DELETED_WITH_JOBS = sa.text("""
+SELECT p.id FROM post_processors p CROSS JOIN LATERAL (
+  (SELECT 1 FROM post_processor_jobs j WHERE j.post_processor_id = p.id
+     AND j.status = 'pending' ORDER BY j.id LIMIT 1)
+  UNION ALL
+  (SELECT 1 FROM post_processor_jobs j WHERE j.post_processor_id = p.id
+     AND j.status = 'processing' ORDER BY j.id LIMIT 1)
+  LIMIT 1) AS live
+WHERE p.deleted_at IS NOT NULL ORDER BY p.id
+""")
 
 
 def find_post_processor(tx: Tx, id_: UUID) -> PostProcessor | None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from ppworker.store import ids
+from ppworker.store import db, ids
 from ppworker.store.db import Tx
 
 FIRST = UUID(int=0)
@@ -35,12 +35,7 @@ class Walked:
 
 def try_lock(tx: Tx) -> bool:
     """Take the right to remove until the transaction ends; false while somebody else has it."""
-    key = "ppworker.retention"
-    return bool(
-        tx.execute(
-            sa.text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key}
-        ).scalar_one()
-    )
+    return db.try_lock(tx, "ppworker.retention")
 
 
 def read_clock(tx: Tx) -> datetime:

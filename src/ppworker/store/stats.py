@@ -8,7 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ppworker.domain.stats import Bucket, StatDelta
-from ppworker.store import bulk
+from ppworker.store import bulk, db
 from ppworker.store.db import Tx, by_name
 from ppworker.store.tables import label_stat_deltas
 
@@ -198,16 +198,24 @@ def next_recount(tx: Tx, *, age_s: float) -> UUID | None:
     return found
 
 
-_RECOUNT_LIMIT = sa.text(
-    "SELECT set_config('statement_timeout', '10min', true), "
-    "set_config('enable_hashjoin', 'on', true), set_config('enable_seqscan', 'on', true), "
+_RECOUNT_S = 600
+"""Most seconds of one recount."""
+_RECOUNT_PLANS = sa.text(
+    "SELECT set_config('enable_hashjoin', 'on', true), set_config('enable_seqscan', 'on', true), "
     "set_config('plan_cache_mode', 'force_custom_plan', true)"
 )
 
 
 def allow_recount(tx: Tx) -> None:
     """Let this transaction plan for a whole split, and take the time that it needs."""
-    tx.execute(_RECOUNT_LIMIT)
+    db.allow(tx, statement_s=_RECOUNT_S)
+    tx.execute(_RECOUNT_PLANS)
+
+
+def try_recount(tx: Tx, split_id: UUID) -> bool:
+    """Take the right to recount a split until the transaction ends; false while somebody is at it,
+    which may last longer than the last recount is believed."""
+    return db.try_lock(tx, f"ppworker.recount.{split_id}")
 
 
 def list_split_ids(tx: Tx) -> list[UUID]:

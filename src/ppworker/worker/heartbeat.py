@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -66,6 +66,7 @@ class Heartbeat:
         self._held: dict[UUID, tuple[UUID, UUID, int]] = {}
         self._names: dict[UUID, str] = {}
         self._renewed_at: dict[UUID, float] = {}
+        self._ending: set[tuple[UUID, int]] = set()
         self._ended = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -112,8 +113,19 @@ class Heartbeat:
         finally:
             with self._lock:
                 for job in jobs:
-                    self._held.pop(job.id, None)
-                    self._renewed_at.pop(job.id, None)
+                    self._ending.discard((job.id, job.lease_token))
+                    # Not a newer lease: another slot may have claimed what this batch lost.
+                    if job.id in self._held and self._held[job.id][2] == job.lease_token:
+                        del self._held[job.id], self._renewed_at[job.id]
+
+    def ending(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Note that the ends of these jobs are about to be written, within their ``holding``.
+
+        They are renewed as before, for that may have to wait; but whether a lease was lost is told
+        by whoever writes. A beat finds those lost that were written just now.
+        """
+        with self._lock:
+            self._ending.update((job.id, job.lease_token) for job in jobs)
 
     def held(self) -> dict[UUID, tuple[UUID, UUID, int]]:
         """Leases held now: job to (post-processor, item, token)."""
@@ -131,16 +143,21 @@ class Heartbeat:
         with self._lock:
             return {id_ for id_, at in self._renewed_at.items() if at < before}
 
-    def confirmed(self, job_ids: Collection[UUID]) -> set[UUID]:
-        """Of these leases those that are still ours; where one is in doubt, the server is asked.
+    def confirmed(self, leases: Mapping[UUID, int]) -> set[UUID]:
+        """Of these leases, job to token, those that are still ours; where one is in doubt, the
+        server is asked.
 
         Raises:
             StoreUnavailable: it cannot be asked.
         """
-        if not self.in_doubt().isdisjoint(job_ids):
+        if not self.in_doubt().isdisjoint(leases):
             self._renew(self.held())
         with self._lock:
-            return {id_ for id_ in job_ids if id_ in self._held}
+            return {
+                id_
+                for id_, token in leases.items()
+                if id_ in self._held and self._held[id_][2] == token
+            }
 
     def beat(self) -> None:
         """Renew every lease once, forget those that are lost, and be seen.
@@ -164,6 +181,7 @@ class Heartbeat:
             self._renewed_at.update(dict.fromkeys(asked, at))
             for id_ in gone:
                 del self._held[id_], self._renewed_at[id_]
+            gone = [id_ for id_ in gone if (id_, held[id_][2]) not in self._ending]
         if gone:
             log.warning("%d leases are lost; their answers will be refused", len(gone))
             self._lost([self._names[held[id_][0]] for id_ in gone])

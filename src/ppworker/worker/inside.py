@@ -12,10 +12,10 @@ from uuid import UUID
 
 
 class Inside:
-    """The batches inside, each with its deadline. Safe for threads.
+    """The batches inside, each with its limit. Safe for threads.
 
     Args:
-        hangs_after_s: seconds past its deadline after which a batch is called hung; by then a sweep
+        hangs_after_s: seconds past its limit after which a batch is called hung; by then a sweep
             should have moved its jobs on.
         clock: seconds that only grow.
     """
@@ -30,11 +30,15 @@ class Inside:
         self._watched: dict[int, tuple[float, frozenset[UUID]]] = {}
 
     @contextmanager
-    def watched(self, jobs: Collection[UUID], *, deadline: float) -> Iterator[None]:
-        """Note that a model is asked about these jobs; ``deadline`` by the clock."""
+    def watched(self, jobs: Collection[UUID], *, limit_s: float) -> Iterator[None]:
+        """Note that a model is asked about these jobs, which may take ``limit_s`` seconds.
+
+        They count from now: what came before, such as waiting for PostgreSQL, is no model's fault.
+        """
         number = next(self._numbers)
+        hangs_at = self._clock() + limit_s + self._hangs_after_s
         with self._lock:
-            self._watched[number] = (deadline + self._hangs_after_s, frozenset(jobs))
+            self._watched[number] = (hangs_at, frozenset(jobs))
         try:
             yield
         finally:
@@ -42,7 +46,7 @@ class Inside:
                 del self._watched[number]
 
     def hung(self) -> list[frozenset[UUID]]:
-        """The batches, as ids of their jobs, that are long past their deadline."""
+        """The batches, as ids of their jobs, that are long past their limit."""
         now = self._clock()
         with self._lock:
-            return [jobs for ends_at, jobs in self._watched.values() if ends_at <= now]
+            return [jobs for hangs_at, jobs in self._watched.values() if hangs_at <= now]

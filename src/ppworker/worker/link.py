@@ -31,6 +31,13 @@ redis.call('rpush', KEYS[2], ARGV[1])
 return 1
 """
 
+# What dramatiq's script does for one message, for all that were fetched, and the marks: one round
+# trip instead of one for each. Nothing is lost by it: whoever dies before has not begun either.
+_SETTLE = """
+for _, id in ipairs(redis.call('smembers', KEYS[1])) do redis.call('hdel', KEYS[2], id) end
+redis.call('del', KEYS[1], unpack(KEYS, 3))
+"""
+
 
 class RedisLink:
     """Offers and takes hints. Safe for many offering threads and one taking thread."""
@@ -40,7 +47,8 @@ class RedisLink:
         self._client = client
         self._blocking = blocking
         self._offer_script = client.register_script(_OFFER)
-        # Not a broker that anybody sends to: only its fetch and ack, with their bookkeeping.
+        self._settle_script = client.register_script(_SETTLE)
+        # Not a broker that anybody sends to: only its fetch, with its bookkeeping.
         self._stock = RedisBroker(client=client, namespace=NAMESPACE, middleware=[])  # type: ignore[no-untyped-call]
         self._taken_key = f"{NAMESPACE}:__acks__.{self._stock.broker_id}.{QUEUE}"
 
@@ -85,18 +93,12 @@ class RedisLink:
         to redis, and a hint is not worth redelivery. What a stranger queued without an id, or an
         earlier failure left behind, goes with it.
         """
-        for message_id in self._client.smembers(self._taken_key):
-            self._stock.do_ack(QUEUE, message_id)
-        self.clear(hints)
+        marks = [hint.mark for hint in hints]
+        self._settle_script(keys=[self._taken_key, f"{_QUEUE_KEY}.msgs", *marks])
 
     def enqueue(self, queue: str, body: bytes) -> None:
         """Put a message as it is at the end of a queue."""
         self._stock.do_enqueue(queue, str(uuid4()), body)
-
-    def clear(self, hints: list[Hint]) -> None:
-        """Remove the marks, so that the next hint of each kind is queued again."""
-        if hints:
-            self._client.delete(*(hint.mark for hint in hints))
 
     def ping(self) -> None:
         """Ask for the shortest answer there is."""

@@ -12,12 +12,12 @@ from ppworker.domain.inference import TASKS
 from ppworker.domain.measurements import ClaimTried, TurnEnded
 from ppworker.domain.post_processor import PostProcessor
 from ppworker.domain.turns import first_priority, is_for_suspects
-from ppworker.errors import Invalid, RunnerError
+from ppworker.errors import Invalid, RunnerError, StoreUnavailable
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import execute, patience
 from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
-from ppworker.runners.pool import Permit, RunnerPool
+from ppworker.runners.pool import Permit, RunnerPool, model_key
 from ppworker.store import post_processors
 from ppworker.store.claims import Places
 from ppworker.worker.heartbeat import Heartbeat
@@ -88,7 +88,8 @@ class Loop:
         self._lock = threading.Lock()
         self._paces: dict[UUID, _Pace] = {}
         self._warned: set[tuple[UUID, str]] = set()
-        self._missed: set[UUID] = set()
+        self._missed: dict[tuple[str, str], dict[UUID, None]] = {}
+        """By model, the post-processors that met it busy, in the order in which they came."""
         self.inside = Inside(hangs_after_s=deps.settings.sweep_s)
         """Who is in the models that share this process."""
 
@@ -118,9 +119,36 @@ class Loop:
         permit = self._permit(processor)
         if permit is None:
             return False
+        model = model_key(processor.runner, processor.runner_config)
         with permit:
             has_more = self._work(processor, permit, recruit, turn)
-        return has_more or self._was_missed(post_processor_id)
+            # Before the permit is given back: whoever came back first would have it again.
+            again: set[UUID] = set()
+            for id_ in self._take_missed(model):
+                if id_ == processor.id or self._hand(id_, permit, model):
+                    again.add(id_)
+        again.update(self._take_missed(model))  # who came meanwhile found it busy too
+        self._deps.hint(again - {processor.id})
+        return has_more or processor.id in again
+
+    def _hand(self, post_processor_id: UUID, permit: Permit, model: tuple[str, str]) -> bool:
+        """Give one time slice to a post-processor that met this model busy; whether it has more."""
+        turn = _Turn("wakeup")  # which was followed in vain
+        try:
+            with self._deps.db.look() as tx:
+                processor = post_processors.find_post_processor(tx, post_processor_id)
+            if processor is None:
+                return False
+            if model_key(processor.runner, processor.runner_config) != model:
+                return True  # it was changed meanwhile
+            return self._work(processor, permit, lambda: None, turn)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("post-processor %s: its time slice failed", post_processor_id)
+            return False
+        finally:
+            self._ended(post_processor_id, turn.jobs)
 
     def _work(
         self, processor: PostProcessor, permit: Permit, recruit: Callable[[], None], turn: _Turn
@@ -168,10 +196,13 @@ class Loop:
         if not batch.jobs and batch.suspects_wait:
             return self._run_suspects(processor, permit, pace, turn)
         if batch.jobs:
-            pace.places = {**pace.places, **batch.places}
-            pace.places_since = pace.places_since or time.monotonic()
             if batch.is_full:
+                pace.places = {**pace.places, **batch.places}
+                pace.places_since = pace.places_since or time.monotonic()
                 recruit()
+            else:
+                # It read from the beginning: the next one need not do so twice.
+                pace.places, pace.places_since = {}, 0.0
             self._learn(pace, len(batch.jobs), self._run(processor, permit, batch))
         return batch
 
@@ -201,16 +232,19 @@ class Loop:
 
     def _run(self, processor: PostProcessor, permit: Permit, batch: execute.Batch) -> float:
         """Carry a batch to its end; returns seconds that its model took."""
-        model = _Model(self._models, permit, self._heartbeat.confirmed, self._watched(batch))
+        leases = {job.id: job.lease_token for job in batch.jobs}
+        model = _Model(
+            self._models,
+            permit,
+            lambda ids: self._heartbeat.confirmed({id_: leases[id_] for id_ in ids}),
+            lambda: self.inside.watched(leases, limit_s=batch.deadline_s),
+            lambda: self._heartbeat.ending(batch.jobs),
+        )
         since = batch.claimed_at
         with self._heartbeat.holding(processor.id, batch.jobs, name=processor.name, since=since):
             execute.run(self._deps, self._labels, processor, model, batch)
         self._ask_refresh()
         return model.took_s
-
-    def _watched(self, batch: execute.Batch) -> Callable[[], AbstractContextManager[None]]:
-        deadline = batch.claimed_at + batch.deadline_s
-        return lambda: self.inside.watched([job.id for job in batch.jobs], deadline=deadline)
 
     def _claim(self, turn: _Turn, claim: Callable[[], execute.Batch]) -> execute.Batch:
         started, outcome, jobs = time.monotonic(), "error", 0
@@ -230,16 +264,17 @@ class Loop:
         """The right to use the model, asked for before anything is claimed.
 
         A runner that this process does not know leaves its jobs to processes that do. Where the
-        model is busy, the slot that has it is told to look once more: its last look may have come
-        before what woke this one.
+        model is busy, the slot that has it is told to serve this post-processor next, be it its own
+        (its last look may have come before what woke this one) or one that shares the model.
         """
         try:
             if processor.model_type not in TASKS:  # a newer version may know it
                 raise Invalid(f"model type '{processor.model_type}' is not known here")  # noqa: TRY301  told as the pool's
             permit = self._models.acquire(processor.runner, processor.runner_config)
             if permit is None:
+                model = model_key(processor.runner, processor.runner_config)
                 with self._lock:
-                    self._missed.add(processor.id)
+                    self._missed.setdefault(model, {})[processor.id] = None
                 # Once more: the other slot may have let go before it could be told.
                 permit = self._models.acquire(processor.runner, processor.runner_config)
         except Invalid as error:
@@ -250,12 +285,9 @@ class Loop:
         else:
             return permit
 
-    def _was_missed(self, post_processor_id: UUID) -> bool:
+    def _take_missed(self, model: tuple[str, str]) -> list[UUID]:
         with self._lock:
-            if post_processor_id not in self._missed:
-                return False
-            self._missed.discard(post_processor_id)
-            return True
+            return list(self._missed.pop(model, ()))
 
     def _ask_refresh(self) -> None:
         """Have the deltas folded, about once a second; the sweep folds what comes between."""
@@ -306,11 +338,13 @@ class _Model:
         permit: Permit,
         confirmed: Callable[[Sequence[UUID]], set[UUID]] = set,
         watched: Callable[[], AbstractContextManager[None]] = nullcontext,
+        ending: Callable[[], None] = lambda: None,
     ) -> None:
         self._models = models
         self._permit = permit
         self._confirmed = confirmed
         self._watched = watched if permit.shares_process else nullcontext
+        self._ending = ending
         self.took_s = 0.0
 
     @property
@@ -328,6 +362,7 @@ class _Model:
                 said = self._models.predict(self._permit, asked, timeout_s) if asked else []
         finally:
             self.took_s = time.monotonic() - started
+        self._ending()
         answers = iter(said)
         # The fence refuses whatever is said about the others.
         return [next(answers) if UUID(each.key) in ours else _LOST for each in inputs]

@@ -13,7 +13,7 @@ from ppworker.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-_GAP_S = 0.05
+_GAP_S = 0.02
 """Least seconds between two polls, however many ask for one."""
 _LEFTOVER_GAP_S = 0.25
 """The same while more post-processors are due than slots are idle."""

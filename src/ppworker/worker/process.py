@@ -68,7 +68,7 @@ def run_worker(
         if first is not None:
             broker.stopping.set()
         elif hung():
-            log.error("a slot hangs in a model of this process past its deadline; it must end")
+            log.error("a slot hangs in a model of this process, long past its limit; it must end")
             broker.stopping.set()
     broker.wake.set()
     slots_by = time.monotonic() + grace_s + _RELEASE_S

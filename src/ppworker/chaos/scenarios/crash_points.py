@@ -213,7 +213,8 @@ add(
         faults=["F2"],
         promise="Wherever a process dies, even between two statements of a transaction, what it "
         "was doing is finished by another one, as if nothing had been.",
-        fault=f"SIGKILL at each of {len(POINTS)} named points, those of operations for each kind",
+        fault=f"SIGKILL at each of {len(POINTS)} named points, those of operations for each kind; "
+        "none lies in the heartbeat",
         target=f"{_DEATHS} deaths at each point (the reference says 200), clean after all, "
         f"attempts used at most {_ATTEMPTS}",
         once=_once,

@@ -10,7 +10,7 @@ from ppworker.chaos.scenario import Measured, Run, Scenario, add
 from ppworker.chaos.uploads import SteadyUploads, waits_s
 from ppworker.worker.link import open_client
 
-_JOBS = 3_000
+_JOBS = 6_000
 _UPLOADING_S = 30.0
 _EVERY_S = 0.3
 _POLL_S = 1.0

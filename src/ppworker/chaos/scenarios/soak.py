@@ -131,12 +131,15 @@ def _once(run: Run) -> Measured:
         if items != found.planned:
             broken.append(f"{items} items, {found.planned} jobs")
         memory = growth.memory()
+        missed = growth.missed()
+        if run.scale >= 1 and not memory:
+            missed.append("no process was seen for long enough to tell its memory")
         return Measured(
             figure=f"{scene.counts.total()} faults of {len(scene.counts)} kinds among "
             f"{found.planned:,} jobs: {found.lost} lost, {found.doubled} doubled, "
             f"{found.burnt} attempts burnt; memory {max(memory.values(), default=0.0):+.1%}",
             broken=broken,
-            missed=growth.missed(),
+            missed=missed,
             figures={
                 **found.as_figures(),
                 "faults": dict(scene.counts),

@@ -8,9 +8,10 @@ from uuid import UUID
 from ppworker.domain.circuit import Circuit, Limits, Seen, State, judge, see
 from ppworker.domain.events import CircuitClosed, CircuitOpened, Event
 from ppworker.domain.post_processor import PostProcessor
-from ppworker.errors import StoreRefused, StoreUnavailable
+from ppworker.errors import Invalid, StoreRefused, StoreUnavailable
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs.answers import Ended
+from ppworker.runners import registry
 from ppworker.store import circuits
 from ppworker.store.db import Tx
 
@@ -18,7 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def note(
-    deps: Deps, processor: PostProcessor, ended: Sequence[Ended], *, lost: int, is_watched: bool
+    deps: Deps,
+    processor: PostProcessor,
+    ended: Sequence[Ended],
+    *,
+    lost: int,
+    is_watched: bool,
+    apart: bool,
 ) -> None:
     """Note the ends of a batch, after its finish was committed; never raises.
 
@@ -32,9 +39,13 @@ def note(
         lost: how many of them were somebody else's by then. If all were, the batch says nothing:
             a stopping worker gives its jobs back and then ends its models.
         is_watched: whether something was noted of this post-processor when the batch was claimed.
+        apart: whether they were suspects. Where the model shares the worker's process they ran in a
+            second copy: that it cannot be loaded, for instance, says nothing of the first.
     """
     seen = see(each.outcome for each in ended)
     if lost >= len(ended):
+        return
+    if apart and not seen.answers and not _is_isolated(processor):
         return
     try:
         if seen.is_trouble:
@@ -57,6 +68,13 @@ def close(deps: Deps, post_processor_id: UUID, name: str) -> bool:
         deps.emit([CircuitClosed(post_processor=name, by="operator")])
     deps.hint([post_processor_id])
     return was_open
+
+
+def _is_isolated(processor: PostProcessor) -> bool:
+    try:
+        return registry.spec(processor.runner).isolated
+    except Invalid:  # whoever ran it knows it from elsewhere
+        return False
 
 
 def _note_trouble(deps: Deps, processor: PostProcessor, seen: Seen) -> None:

@@ -1,6 +1,5 @@
 """One batch of one post-processor: claim, read, ask the model, finish. Read it top to bottom."""
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ppworker.pipeline.runs import answers, circuits, finish, patience
 from ppworker.pipeline.runs.label_cache import LabelCache
 from ppworker.runners.base import RawAnswer, RunnerInput
 from ppworker.runners.child import LOAD_TIMEOUT_S
+from ppworker.runners.pool import NOT_ASKED, longest_s
 from ppworker.store import claims, items, model_entries
 from ppworker.store.claims import Claim, ClaimedJob, Lease, Place, Places
 from ppworker.store.db import Tx
@@ -159,30 +159,15 @@ def _claim(
     most_batches = processor.concurrency_cap
     if processor.half_open:
         limit = most_batches = 1
-    halvings = math.ceil(math.log2(limit)) if limit > 1 else 0
+    in_model_s = longest_s(limit, load_s + processor.timeout_s)
     lease = Lease(
         worker_id=deps.worker_id,
         batch_id=uuid4(),
         lease_s=deps.settings.lease_s,
-        deadline_s=load_s + processor.timeout_s * (1 + halvings) + deps.settings.lease_s,
+        deadline_s=in_model_s + deps.settings.lease_s,  # the rest is for what is written then
     )
     claimed_at = time.monotonic()
-    taken: list[UUID] = []
-
-    def work(tx: Tx) -> Claim:
-        if most_batches is not None:
-            claims.lock_cap(tx, processor.id)
-            if claims.count_batches(tx, processor.id) >= most_batches:
-                return Claim(jobs=[], suspects_wait=False)
-        found = take(tx, lease, limit)
-        taken[:] = [job.id for job in found.jobs]
-        return found
-
-    try:
-        claimed, suspects_wait = deps.db.transact(work, limit_s=_CLAIM_LIMIT_S)
-    except CommitUnknown:
-        _give_back(deps, processor, lease.batch_id, taken)
-        raise
+    claimed, suspects_wait = _take(deps, processor, take, lease, limit, most_batches)
     if claimed:
         crash_points.reach("after_claim_commit")
     deps.emit(
@@ -212,6 +197,33 @@ def _claim(
     )
 
 
+def _take(
+    deps: Deps,
+    processor: PostProcessor,
+    take: Take,
+    lease: Lease,
+    limit: int,
+    most_batches: int | None,
+) -> Claim:
+    """The transaction of a claim; none of its jobs is left behind when its COMMIT is in doubt."""
+    taken: list[UUID] = []
+
+    def work(tx: Tx) -> Claim:
+        if most_batches is not None:
+            claims.lock_cap(tx, processor.id)
+            if claims.count_batches(tx, processor.id) >= most_batches:
+                return Claim(jobs=[], suspects_wait=False)
+        found = take(tx, lease, limit)
+        taken[:] = [job.id for job in found.jobs]
+        return found
+
+    try:
+        return deps.db.transact(work, limit_s=_CLAIM_LIMIT_S)
+    except CommitUnknown:
+        _give_back(deps, processor, lease.batch_id, taken)
+        raise
+
+
 def _give_back(
     deps: Deps, processor: PostProcessor, batch_id: UUID, taken: Collection[UUID]
 ) -> None:
@@ -237,16 +249,7 @@ def run(
     while the model runs."""
     texts = _read_texts(deps, processor, batch.jobs)
     inputs, ended = _inputs(deps, processor, batch.jobs, texts)
-    if inputs and model.shares_process:
-        _enter(deps, batch)
-    if inputs:
-        crash_points.reach("before_model")
-    started = time.monotonic()
-    said = model.predict([each for _, each in inputs], timeout_s=processor.timeout_s)
-    if inputs:
-        crash_points.reach("after_model")
-        took_s = time.monotonic() - started
-        deps.emit([ModelAsked(post_processor=processor.name, seconds=took_s)])
+    said = _ask(deps, processor, model, batch, [each for _, each in inputs])
     for (job, given), answer in zip(inputs, said, strict=True):
         target = Target(
             multi_label=job.multi_label,
@@ -262,10 +265,33 @@ def run(
         ended = [_uncharged(each) for each in ended]
     report = finish.finish(deps, labels, processor, ended)
     is_watched = any(job.half_open is not None for job in batch.jobs)
-    # That a model cannot be loaded once more, for suspects, says nothing of the one that is.
-    if not batch.of_suspects or any(each.outcome is _ANSWERED for each in ended):
-        circuits.note(deps, processor, ended, lost=report.lost, is_watched=is_watched)
+    # A probe decides about the pause whoever it is: nobody else asks the model then.
+    apart = batch.of_suspects and not batch.is_probe
+    circuits.note(deps, processor, ended, lost=report.lost, is_watched=is_watched, apart=apart)
     return report
+
+
+def _ask(
+    deps: Deps,
+    processor: PostProcessor,
+    model: Predictor,
+    batch: Batch,
+    inputs: Sequence[RunnerInput],
+) -> list[RawAnswer | RunnerError]:
+    """What the model says; it is not asked when the database was away until the deadline."""
+    if inputs and model.shares_process:
+        _enter(deps, batch)
+    started = time.monotonic()
+    if started > batch.claimed_at + batch.deadline_s:
+        return [NOT_ASKED] * len(inputs)
+    if inputs:
+        crash_points.reach("before_model")
+    said = model.predict(inputs, timeout_s=processor.timeout_s)
+    if inputs:
+        crash_points.reach("after_model")
+        took_s = time.monotonic() - started
+        deps.emit([ModelAsked(post_processor=processor.name, seconds=took_s)])
+    return said
 
 
 def _enter(deps: Deps, batch: Batch) -> None:

@@ -307,15 +307,7 @@ def release(deps: Deps, names: Mapping[UUID, str], held: Mapping[UUID, tuple[UUI
         How many went back to pending; the others had ended by themselves.
     """
     outcome = Outcome(kind="released", message="the worker stopped")
-    return _move_held(deps, names, held, outcome)
 
-
-def _move_held(
-    deps: Deps,
-    names: Mapping[UUID, str],
-    held: Mapping[UUID, tuple[UUID, int]],
-    outcome: Outcome,
-) -> int:
     def work(tx: Tx) -> list[jobs.Move]:
         items.lock_items(tx, [item_id for item_id, _ in held.values()])
         locked = jobs.lock_leased(tx, {id_: token for id_, (_, token) in held.items()})

@@ -83,6 +83,8 @@ def recount(deps: Deps, *, age_s: float, budget_s: float) -> int:
         if split_id is None:
             break
         with deps.db.begin() as tx:
+            if not stats.try_recount(tx, split_id):
+                continue
             stats.allow_recount(tx)
             is_exact = not stats.find_drift(tx, [split_id])
         if not is_exact:

@@ -1,17 +1,19 @@
 """Takes jobs from attempts that are dead or hung, and repairs what a missed step left behind."""
 
+import time
 from functools import partial
+from math import inf
 from uuid import UUID
 
 from ppworker.domain.events import Event
 from ppworker.domain.job import DEADLINE, LEASE_EXPIRED, Outcome, Status
 from ppworker.pipeline.deps import Deps
 from ppworker.pipeline.runs import facts, finish
-from ppworker.store import items, jobs, model_entries
+from ppworker.store import items, jobs, model_entries, waiting
 from ppworker.store.db import Tx
 
 BATCH = 500
-"""Most jobs one transaction rescues."""
+"""Most jobs one transaction rescues, and items one step of the repair looks at."""
 
 
 def rescue(deps: Deps) -> int:
@@ -68,20 +70,40 @@ _EXPIRED = Outcome(
 _HUNG = Outcome(kind="lease_expired", code=DEADLINE, message="its deadline passed: the model hung")
 
 
-def repair_ready(deps: Deps) -> int:
-    """Make pending jobs ready that a missed step left waiting for nothing.
+class Repair:
+    """One process's walk along the jobs that wait; safe in any number of processes.
 
-    Returns how many post-processors got work by it.
+    A sweep walks for a while and the next one goes on there, so that a million jobs that wait
+    rightly cost little; of all processes one walks at a time.
+
+    Args:
+        deps: the collaborators.
+        budget_s: seconds that one sweep takes, and at most one step more.
     """
-    with deps.db.look() as tx:
-        stuck = jobs.find_stuck(tx, limit=BATCH)
-    if not stuck:
-        return 0
 
-    def work(tx: Tx) -> set[UUID]:
-        locked = items.lock_items(tx, stuck, skip_locked=True)
-        return jobs.recompute_ready(tx, list(locked))
+    def __init__(self, deps: Deps, *, budget_s: float = inf) -> None:
+        self._deps = deps
+        self._budget_s = budget_s
+        self._after = waiting.FIRST
 
-    woken = deps.db.transact(work)
-    deps.hint(woken)
-    return len(woken)
+    def sweep(self) -> int:
+        """Make pending jobs ready that a missed step left waiting for nothing.
+
+        Returns how many post-processors got work by it.
+        """
+        woken, until = set[UUID](), time.monotonic() + self._budget_s
+        while walked := self._deps.db.transact(self._step):
+            found, last = walked
+            self._deps.hint(found)
+            woken |= found
+            self._after = last or waiting.FIRST
+            if last is None or time.monotonic() >= until:
+                break
+        return len(woken)
+
+    def _step(self, tx: Tx) -> tuple[set[UUID], UUID | None] | None:
+        if not waiting.try_lock(tx):
+            return None
+        stuck, last = waiting.find_stuck(tx, after=self._after, limit=BATCH)
+        locked = items.lock_items(tx, stuck, skip_locked=True) if stuck else {}
+        return jobs.recompute_ready(tx, list(locked)) if locked else set(), last

@@ -130,9 +130,9 @@ def announce_planned(
 ) -> None:
     """Say after COMMIT which jobs there are, and wake workers for those that are ready."""
     crash_points.reach("after_upload_commit")
+    deps.hint({job.post_processor_id for job in planned if job.ready})  # workers wake meanwhile
     names = {processor.id: processor.name for processor in processors}
     deps.emit(planned_events(planned, names, origin=origin))
-    deps.hint({job.post_processor_id for job in planned if job.ready})
 
 
 def planned_events(
