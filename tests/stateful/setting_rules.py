@@ -32,7 +32,7 @@ class SettingRules(Base):
         """Sweeps find nothing to mend, and fold what they may."""
         with self.step("operation"):
             refresh.fold(self.deps)
-            assert rescue.repair_ready(self.deps) == 0
+            assert rescue.Repair(self.deps).sweep() == 0
             assert processor_changes.end_jobs_of_deleted(self.deps) == 0
             for split_id in self.now.splits:
                 assert refresh.rebuild(self.deps, split_id) == 0
