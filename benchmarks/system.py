@@ -126,7 +126,7 @@ def system(
     loaded = settings.load(
         database_url=url, redis_url=servers.redis_url, data_dir=folder, log_format="json"
     )
-    db = wiring.open_database(loaded, name="benchmark")
+    db = wiring.open_database(loaded, name="benchmark", steady_plans=not with_workers)
     schema.migrate(db)
     broker = wiring.hint_broker(loaded)
     deps = wiring.build_deps(loaded, db, broker=broker, emit=emit)

@@ -165,6 +165,62 @@ def _as_workers_send_them(world: World, processor_id: UUID, places: claims.Place
     assert entries < 10_000, "a hundredth of the table"
 
 
+BACKLOG = 20_000
+
+
+def test_a_claim_costs_the_same_at_the_end_of_a_backlog_as_at_its_beginning(world: World) -> None:
+    """Ids grow with time, so that a plan could join by their order: each claim would then read
+    all that was claimed before it."""
+    processor = world.processor(batch_size=1000)
+    ids = {"version": world.train.version_id, "user": world.user, "dataset": world.dataset.id}
+    with world.deps.db.begin() as tx:
+        tx.execute(sa.text("SET LOCAL session_replication_role = replica"))
+        tx.execute(
+            sa.text(
+                "INSERT INTO dataset_items (id, dataset_id, user_id, name, text, text_sha256) "
+                "SELECT lpad(to_hex(n), 32, '0')::uuid, :dataset, :user, 'i' || n, 't', "
+                "repeat('0', 64) FROM generate_series(1, :n) n"
+            ),
+            ids | {"n": BACKLOG},
+        )
+        tx.execute(
+            sa.text(
+                "INSERT INTO post_processor_jobs (id, post_processor_id, item_id, version_id, "
+                'user_id, ready, "order", max_attempts, status, run_at) '
+                "SELECT i.id, :processor, i.id, :version, :user, true, 0, 3, 'pending', "
+                "now() - interval '1 hour' FROM dataset_items i"
+            ),
+            ids | {"processor": processor.id},
+        )
+    world.sql("ANALYZE post_processor_jobs, dataset_items")
+    url = world.deps.db.engine.url.render_as_string(hide_password=False)
+    steady = Database(url, connections=1, steady_plans=True)
+    places: claims.Places = {}
+    read = []
+    for _ in range(BACKLOG // 1000):
+        before = _entries_read(world)
+        with steady.begin() as tx:
+            claimed = claims.claim(
+                tx, processor.id, LEASE, reads="any", limit=1000, behind=places
+            ).jobs
+        with steady.begin() as tx:
+            tx.execute(sa.text("SELECT pg_stat_force_next_flush()"))
+        read.append(_entries_read(world) - before)
+        places = {claimed[-1].priority: (claimed[-1].run_at, claimed[-1].id)}
+    steady.close()
+    print(f"index entries of a claim of 1,000: {read[0]} at first, {read[-1]} at last")
+    assert max(read) < 6_000
+
+
+def _entries_read(world: World) -> int:
+    world.sql("SELECT pg_stat_force_next_flush()")
+    (row,) = world.sql(
+        "SELECT sum(idx_tup_read) AS entries FROM pg_stat_user_indexes "
+        "WHERE relname IN ('post_processor_jobs', 'dataset_items')"
+    )
+    return int(row.entries)
+
+
 def _in_tx(world: World, work: Callable[[Any], object]) -> object:
     with world.deps.db.begin() as tx:
         return work(tx)

@@ -134,7 +134,9 @@ SELECT w.item_id, (coalesce(CASE WHEN pg_column_size(i.text) < 500 THEN pg_colum
     SELECT sum(CASE WHEN pg_column_size(r.raw) < 500 THEN pg_column_size(r.raw)
       ELSE octet_length(CAST(r.raw AS text)) END) FROM job_results r
     WHERE r.item_id = w.item_id AND r.post_processor_id = :processor), 0))::bigint
-FROM walked w JOIN dataset_items i ON i.id = w.item_id ORDER BY w.item_id
+FROM walked w CROSS JOIN LATERAL (
+  SELECT text FROM dataset_items d WHERE d.id = w.item_id OFFSET 0) i
+ORDER BY w.item_id
 """)
 
 

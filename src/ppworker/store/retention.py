@@ -50,7 +50,8 @@ SELECT p.id FROM post_processors p CROSS JOIN LATERAL (
     AND j.status = '{status}' AND j.id < :made_before ORDER BY j.id LIMIT 1) AS old
 ORDER BY p.id
 """
-# The status is written out, or a plan for all parameters could not use its partial index.
+# The status is written out, or a plan for all parameters could not use its partial index. Arrays
+# are taken for ten ids; sets with a limit for a tenth of the table, which a join would walk whole.
 _JOBS = """
 WITH seen AS MATERIALIZED (
   SELECT j.id, j.completed_at FROM post_processor_jobs j
@@ -58,12 +59,12 @@ WITH seen AS MATERIALIZED (
     AND j.id > :after AND j.id < :made_before
   ORDER BY j.id LIMIT :n),
 held AS MATERIALIZED (
-  SELECT j.id FROM seen JOIN post_processor_jobs j ON j.id = seen.id
-  WHERE seen.completed_at < :ended_before AND j.status = '{status}'
-    AND j.completed_at < :ended_before
+  SELECT j.id FROM post_processor_jobs j
+  WHERE j.id = ANY(ARRAY(SELECT id FROM seen WHERE completed_at < :ended_before))
+    AND j.status = '{status}' AND j.completed_at < :ended_before
   ORDER BY j.id FOR UPDATE OF j SKIP LOCKED),
-history AS (DELETE FROM job_attempts a USING held WHERE a.job_id = held.id),
-gone AS (DELETE FROM post_processor_jobs j USING held WHERE j.id = held.id RETURNING 1)
+history AS (DELETE FROM job_attempts WHERE job_id = ANY(ARRAY(SELECT id FROM held))),
+gone AS (DELETE FROM post_processor_jobs WHERE id = ANY(ARRAY(SELECT id FROM held)) RETURNING 1)
 SELECT (SELECT count(*) FROM gone) AS gone,
   (SELECT id FROM seen ORDER BY id DESC LIMIT 1) AS last
 """
@@ -93,11 +94,11 @@ WITH seen AS MATERIALIZED (
   SELECT o.id FROM operations o WHERE o.id > :after AND o.id < :made_before
   ORDER BY o.id LIMIT :n),
 held AS MATERIALIZED (
-  SELECT o.id FROM seen JOIN operations o ON o.id = seen.id
-  WHERE o.status = :status AND o.completed_at < :ended_before
-    AND (o.status = 'completed' OR o.kind <> 'delete')
+  SELECT o.id FROM operations o
+  WHERE o.id = ANY(ARRAY(SELECT id FROM seen)) AND o.status = :status
+    AND o.completed_at < :ended_before AND (o.status = 'completed' OR o.kind <> 'delete')
   ORDER BY o.id FOR UPDATE OF o SKIP LOCKED),
-gone AS (DELETE FROM operations o USING held WHERE o.id = held.id RETURNING 1)
+gone AS (DELETE FROM operations WHERE id = ANY(ARRAY(SELECT id FROM held)) RETURNING 1)
 SELECT (SELECT count(*) FROM gone) AS gone,
   (SELECT id FROM seen ORDER BY id DESC LIMIT 1) AS last
 """)
@@ -113,11 +114,12 @@ WITH seen AS MATERIALIZED (
   SELECT d.id FROM dead_letters d WHERE d.id > :after AND d.id < :made_before
   ORDER BY d.id LIMIT :n),
 held AS MATERIALIZED (
-  SELECT d.id FROM seen JOIN dead_letters d ON d.id = seen.id
-  WHERE CASE WHEN :replayed THEN d.replayed_at < :ended_before
+  SELECT d.id FROM dead_letters d
+  WHERE d.id = ANY(ARRAY(SELECT id FROM seen)) AND CASE
+    WHEN :replayed THEN d.replayed_at < :ended_before
     ELSE d.replayed_at IS NULL AND d.created_at < :ended_before END
   ORDER BY d.id FOR UPDATE OF d SKIP LOCKED),
-gone AS (DELETE FROM dead_letters d USING held WHERE d.id = held.id RETURNING 1)
+gone AS (DELETE FROM dead_letters WHERE id = ANY(ARRAY(SELECT id FROM held)) RETURNING 1)
 SELECT (SELECT count(*) FROM gone) AS gone,
   (SELECT id FROM seen ORDER BY id DESC LIMIT 1) AS last
 """)

@@ -81,8 +81,8 @@ def append_members(
 
 _FOLD = sa.text("""
 WITH taken AS (
-  DELETE FROM label_stat_deltas WHERE id IN (
-    SELECT id FROM label_stat_deltas ORDER BY id LIMIT :n FOR UPDATE SKIP LOCKED)
+  DELETE FROM label_stat_deltas WHERE id = ANY(ARRAY(
+    SELECT id FROM label_stat_deltas ORDER BY id LIMIT :n FOR UPDATE SKIP LOCKED))
   RETURNING split_id, bucket, label_id, annotation_count, item_count),
 written AS (
   INSERT INTO label_stats AS s (split_id, bucket, label_id, annotation_count, item_count)

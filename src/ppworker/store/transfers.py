@@ -194,7 +194,9 @@ WITH page AS MATERIALIZED (
   ORDER BY 1 LIMIT :limit)
 SELECT p.item_id, coalesce(octet_length(i.text), 0) + 500 * (SELECT count(*) FROM annotations a
   WHERE a.item_id = p.item_id AND a.version_id = p.version_id AND a.deleted_at IS NULL)
-FROM page p JOIN dataset_items i ON i.id = p.item_id ORDER BY 1
+FROM page p CROSS JOIN LATERAL (
+  SELECT text FROM dataset_items d WHERE d.id = p.item_id OFFSET 0) i
+ORDER BY 1
 """)
 
 
