@@ -9,10 +9,12 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from live_workers import TESTS
 from ppworker import embedded
 from running_program import run
 
 if TYPE_CHECKING:
+    from factories import World
     from promises import Keep
 
 
@@ -61,8 +63,10 @@ def test_servers_that_do_not_answer_are_findings_and_no_traceback(tmp_path: Path
 
 @pytest.mark.promise
 def test_a_wrong_configuration_ends_the_worker_before_any_claim(
-    tmp_path: Path, database_url: str, promise: "Keep"
+    tmp_path: Path, database_url: str, world: "World", promise: "Keep"
 ) -> None:
+    world.processor(runner="scripted_runners:EchoRunner")
+    world.add("due")
     wrong = {
         "PPWORKER_POOL_SIZE": ("2", "PPWORKER_POOL_SIZE"),
         "PPWORKER_LEASE_S": ("soon", "PPWORKER_LEASE_S"),
@@ -74,17 +78,29 @@ def test_a_wrong_configuration_ends_the_worker_before_any_claim(
     }
     said: dict[str, tuple[int, str]] = {}
     for name, (value, _) in wrong.items():
-        given = {"PPWORKER_DATABASE_URL": database_url, "PPWORKER_DATA_DIR": str(tmp_path)}
+        given = {
+            "PPWORKER_DATABASE_URL": database_url,
+            "PPWORKER_DATA_DIR": str(tmp_path),
+            "PYTHONPATH": str(TESTS),
+        }
         code, _, err = run("worker", **(given | {name: value}))
         said[name] = (code, err)
     right = [n for n, (code, err) in said.items() if code == 2 and wrong[n][1] in err]
+    assert not any("Traceback" in err for _, err in said.values())
+    (job,) = world.jobs()
+    workers = world.sql("SELECT count(*) FROM workers")[0][0]
+    world.check()
     promise(
         "F39",
         promise="A wrong configuration ends the program with exit code 2 and names the setting.",
-        fault=f"{len(wrong)} wrong settings, one at a time, among them a pool smaller than slots",
+        fault=f"{len(wrong)} wrong settings, one at a time, among them a pool smaller than slots; a "
+        "job is due",
         target="exit code 2 with a named reason before any claim, each time",
-        figure=f"{len(right)} of {len(wrong)}",
-        passed=len(right) == len(wrong),
+        figure=f"{len(right)} of {len(wrong)}; afterwards the job is {job.status} with "
+        f"{job.attempts} attempts, {workers} workers in the register",
+        passed=len(right) == len(wrong)
+        and (job.status, job.attempts) == ("pending", 0)
+        and not world.attempts(job.id)
+        and not workers,
         figures={name: {"code": code, "said": err[-300:]} for name, (code, err) in said.items()},
     )
-    assert not any("Traceback" in err for _, err in said.values())

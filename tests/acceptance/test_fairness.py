@@ -3,7 +3,7 @@ quick."""
 
 import statistics
 import time
-from collections.abc import Sequence
+import zlib
 from datetime import datetime
 from uuid import UUID
 
@@ -33,14 +33,27 @@ def now(world: World) -> datetime:
     return at
 
 
-def completed(world: World, since: datetime, until: datetime) -> int:
-    return int(
-        world.sql(
-            "SELECT count(*) FROM post_processor_jobs WHERE status = 'completed' "
-            "AND completed_at >= :a AND completed_at < :b",
-            a=since, b=until,
-        )[0][0]
+def model_seconds(text: str) -> float:
+    """What VariedRunner takes for an input."""
+    number = zlib.crc32(text.encode())
+    return 2.0 if number % 100 == 0 else 0.005 + number % 46 / 1000
+
+
+def model_time(world: World, since: datetime, until: datetime) -> float:
+    """How many slots on average had a model at work between two times, by what its inputs take.
+
+    Not a count of jobs, which tells which window had more of those of 2 s; what began before the
+    window or ended behind it counts in part.
+    """
+    rows = world.sql(
+        "SELECT i.text, extract(epoch FROM least(a.ended_at, :until) - greatest(a.started_at, "
+        ":since)) / extract(epoch FROM a.ended_at - a.started_at) AS share FROM job_attempts a "
+        "JOIN post_processor_jobs j ON j.id = a.job_id JOIN dataset_items i ON i.id = j.item_id "
+        "WHERE a.ended_at > :since AND a.started_at < :until AND a.cause = 'finished'",
+        since=since, until=until,
     )  # fmt: skip
+    seconds = sum(model_seconds(row.text) * float(row.share) for row in rows)
+    return seconds / (until - since).total_seconds()
 
 
 def burst(world: World, processor: UUID, jobs: int, *, name: str) -> float:
@@ -56,11 +69,13 @@ def burst(world: World, processor: UUID, jobs: int, *, name: str) -> float:
 
 
 def waited(world: World, processor: UUID, since: datetime) -> float:
+    """The 95th percentile of the wait of the jobs made since then, seconds; those that still wait
+    have waited until now."""
     return float(
         world.sql(
-            "SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - "
-            "created_at)) FROM post_processor_jobs WHERE post_processor_id = :p "
-            "AND created_at >= :since AND started_at IS NOT NULL",
+            "SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM "
+            "coalesce(started_at, clock_timestamp()) - created_at)) FROM post_processor_jobs "
+            "WHERE post_processor_id = :p AND created_at >= :since",
             p=processor, since=since,
         )[0][0]
     )  # fmt: skip
@@ -68,48 +83,50 @@ def waited(world: World, processor: UUID, since: datetime) -> float:
 
 @pytest.mark.promise
 @pytest.mark.long
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("processors", [1, 10])
 def test_a_backlog_of_one_dataset_keeps_another_waiting_little(
     live: World, start: Start, promise: Keep, processors: int
 ) -> None:
-    rounds, window_s, backlog = 4, 15.0, 30_000
+    rounds, window_s, backlog = 3, 15.0, 30_000
     small = World(live.deps)
     one = small.processor(runner=RUNNER)
     start(**AS_USUAL), start(**AS_USUAL)
     burst(small, one.id, 20, name="warm")
-    idle = [burst(small, one.id, 100, name=f"idle {i}") for i in range(rounds)]
+    idle = [burst(small, one.id, 100, name=f"idle {i}") for i in range(4)]
     for i in range(processors):
         live.processor(f"a{i}", runner=RUNNER)
     fill(live, backlog // processors)
     time.sleep(5)  # until batches have found their size
-    began = now(live)
-    time.sleep(window_s)
-    alone_until = now(live)
-    crowded = []
-    for i in range(rounds):
-        crowded.append(burst(small, one.id, 100, name=f"crowded {i}"))
-        time.sleep(1)
-    ended = now(live)
-    alone = completed(live, began, alone_until) / (alone_until - began).total_seconds()
-    both = completed(live, alone_until, ended) / (ended - alone_until).total_seconds()
+    crowded: list[float] = []
+    windows = []
+    for _ in range(rounds):
+        began = now(live)
+        time.sleep(window_s)
+        middle, until = now(live), time.monotonic() + window_s
+        while time.monotonic() < until:
+            crowded.append(burst(small, one.id, 100, name=f"crowded {len(crowded)}"))
+            time.sleep(1)
+        windows.append((began, middle, now(live)))
+    time.sleep(10)  # until batches of the last window have ended
+    alone = [model_time(live, began, middle) for began, middle, _ in windows]
+    both = [model_time(live, middle, ended) for _, middle, ended in windows]
+    kept = statistics.median(b / a for a, b in zip(alone, both, strict=True))
     quiet, busy = statistics.median(idle), statistics.median(crowded)
-    print(f"idle {_ms(idle)}, crowded {_ms(crowded)}; {alone:.0f}/s, {both:.0f}/s")
+    live.check()
     promise(
         "F28",
         promise="However deep the backlog of one dataset is, jobs of another one start soon.",
         fault=f"{backlog:,} jobs of a dataset with {processors} post-processors, then 100 of "
-        "another, four times; 2 processes of 2 slots (the reference: 100,000 and 4 of 4)",
-        target="p95 of the wait at most 3 times that of an idle system, throughput within 5 %",
+        f"another, {len(crowded)} times; 2 processes of 2 slots (the reference: 100,000 and 4 of 4)",
+        target="p95 of the wait at most 3 times that of an idle system, throughput within 5 % (model "
+        f"time a second; median of {rounds} pairs of windows of {window_s:.0f} s, without the other "
+        "dataset and with it)",
         figure=f"p95 {busy:.2f} s against {quiet:.2f} s idle, {busy / quiet:.1f} times; "
-        f"throughput {both / alone:.0%}",
-        passed=busy <= 3 * quiet and both >= 0.95 * alone,
-        figures={"idle_s": idle, "crowded_s": crowded, "alone_per_s": alone, "both_per_s": both},
+        f"throughput {kept:.0%}",
+        passed=busy <= 3 * quiet and kept >= 0.95,
+        figures={"idle_s": idle, "crowded_s": crowded, "alone": alone, "both": both},
     )
-
-
-def _ms(waits: Sequence[float]) -> list[int]:
-    return [round(each * 1000) for each in waits]
 
 
 @pytest.mark.promise
@@ -149,7 +166,7 @@ def test_a_restart_of_many_failed_jobs_keeps_live_work_quick(
         operation = operations.find_operation(tx, world.user, id_)
     broker.close()
     assert operation is not None
-    print(f"alone {alone:.3f} s, beside {beside:.3f} s, {operation.counts}, {operation.result}")
+    world.check()
     promise(
         "F31",
         promise="Thousands of failed jobs are restarted without keeping live work waiting.",

@@ -72,6 +72,7 @@ def test_a_full_disk_of_logs_fails_no_job_and_ends_no_process(
         code = supervisor.wait(30)
     statuses = world.statuses(processor)
     completed, failed = statuses.count("completed"), statuses.count("failed")
+    world.check()
     promise(
         "F42",
         promise="A full disk of logs fails no job and ends no process",
@@ -82,7 +83,6 @@ def test_a_full_disk_of_logs_fails_no_job_and_ends_no_process(
         f" {code}, {restarts} restart",
         passed=completed == 400 and failed == 50 and code == 0 and restarts == 1,
     )
-    world.check()
 
 
 @pytest.fixture
@@ -164,6 +164,7 @@ def test_a_full_disk_of_data_breaks_nothing_and_is_over_when_there_is_room(
         code = worker.wait(30)
     statuses = world.statuses(processor)
     items = world.sql("SELECT count(*) FROM dataset_items")[0][0]
+    world.check()
     promise(
         "F42",
         promise="A full disk of files refuses uploads, breaks nothing, and is over by itself when"
@@ -179,7 +180,6 @@ def test_a_full_disk_of_data_breaks_nothing_and_is_over_when_there_is_room(
         and is_same
         and code == 0,
     )
-    world.check()
 
 
 @pytest.mark.promise

@@ -126,11 +126,12 @@ def test_the_page_on_servers_of_ones_own_works_as_it_stands(tmp_path, postgresql
     assert settings.keys() == {"PPWORKER_DATABASE_URL", "PPWORKER_REDIS_URL"}
     make_folder(tmp_path / "my-folder")
 
-    migrate, serve = (line for line in lines if line.startswith(PROGRAM))
+    migrate, doctor, serve = (line for line in lines if line.startswith(PROGRAM))
     reader = Reader(tmp_path, serve, **settings)
     with pytest.raises(AssertionError, match="run `ppworker migrate`"):
         reader.__enter__()
     reader.run(migrate)
+    reader.run(doctor)
     with reader:
         assert f"redis      redis://127.0.0.1:{redis}" in reader.said()
         assert "(embedded)" not in reader.said()
