@@ -190,15 +190,17 @@ def test_waiting_ends_with_the_condition_or_says_what_did_not_happen():
 def test_growth_is_told_of_processes_that_were_looked_at_long_enough():
     seen = Growth()
     seen.samples["worker worker", 1] = [Sample(50 + n * 0.5, 20, 9) for n in range(12)]
-    seen.samples["api api", 2] = [Sample(60, 20 + n, 9 + n) for n in range(12)]
+    seen.samples["api api", 2] = [Sample(60, 20 + n // 5, 9 + n // 5) for n in range(60)]
     seen.samples["api api", 3] = [Sample(60 * (n + 1), 20, 9) for n in range(3)]
-    seen.connections = [10] * 12 + [16] * 4
-    assert seen.memory() == {"api api": 0.0, "worker worker": 0.089}
+    filled = [Sample(60, 10 + min(n, 9), 9) for n in range(60)]  # a pool, on its first use
+    seen.samples["monitor", 4] = filled
+    seen.connections = [10, 12] * 30 + [10, 18] * 2
+    assert seen.memory() == {"api api": 0.0, "monitor": 0.0, "worker worker": 0.089}
     assert seen.missed() == [
         "memory of worker worker grew by 8.9%",
-        "files of api api 2 grew from 21 to 30",
-        "threads of api api 2 grew from 10 to 19",
-        "database connections grew from 10 to 16",
+        "files of api api 2 grew from 25 to 31",
+        "threads of api api 2 grew from 14 to 20",
+        "database connections grew from 12 to 18",
     ]
     assert growth.ends([1, 1, 2, 2, 3, 3, 9, 9]) == (1, 9)
 

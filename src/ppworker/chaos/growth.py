@@ -16,8 +16,11 @@ _OF_SPAN = 0.25
 """Share of what was seen of a process that is its beginning, and its end."""
 _LEAST = 8
 """Samples of a process from which on a growth can be told."""
-_SLACK = 2
-"""Files and threads that come and go with what is being done at the moment."""
+_LONG = 60
+"""Samples from which on it can be told whether files, threads or connections grow."""
+_SLACK = 5
+"""Files and threads that come and go with what is being done at the moment: a model apart opens
+four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,35 @@ class Growth:
             if share > MOST_GROWTH
         ]
         for (what, pid), seen in self.samples.items():
-            if len(seen) < _LEAST:
-                continue
             for name in ("files", "threads"):
-                first, last = ends([getattr(each, name) for each in seen])
+                first, last = peaks([getattr(each, name) for each in seen])
                 if last > first + _SLACK:
                     said.append(f"{name} of {what} {pid} grew from {first:g} to {last:g}")
-        if len(self.connections) >= _LEAST:
-            first, last = ends(self.connections)
-            if last > first + _SLACK:
-                said.append(f"database connections grew from {first:g} to {last:g}")
+        first, last = peaks(self.connections)
+        if last > first + _SLACK:
+            said.append(f"database connections grew from {first:g} to {last:g}")
         return said
+
+    def peaks(self) -> dict[str, tuple[float, float]]:
+        """The highest numbers of files of each kind of process in its first and second half, and
+        of connections."""
+        found = {"connections": peaks(self.connections)}
+        for (what, pid), seen in self.samples.items():
+            if len(seen) >= _LONG:
+                found[f"files of {what} {pid}"] = peaks([each.files for each in seen])
+        return found
+
+
+def peaks(values: Sequence[float]) -> tuple[float, float]:
+    """The highest of the first half and of the second; zeros where too little was seen.
+
+    What is opened when it is needed first, and kept, is no growth: pools fill within a few faults.
+    A leak goes on.
+    """
+    if len(values) < _LONG:
+        return 0.0, 0.0
+    middle = len(values) // 2
+    return max(values[:middle]), max(values[middle:])
 
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
