@@ -13,7 +13,8 @@ from ppworker.chaos.scenario import Measured, Run, Scenario, add
 _JOBS = 5_000
 _DOWN_S = 60.0
 _BACK_S = 300.0
-_WARM_UP_S = 5.0
+_WARM_UP_SHARE = 0.2
+"""Of the jobs: after a fixed time a quick machine may have no job left that could fail."""
 _MOST_CALLS = 20
 _MOST_BURNT = 2
 _MOST_CROWD = 2.0
@@ -43,7 +44,8 @@ def _once(run: Run) -> Measured:
         cluster.start_workers()
         work.add(planned)
         with run.phase("warm-up"):
-            time.sleep(run.seconds(_WARM_UP_S, least=3))
+            most_left = planned * (1 - _WARM_UP_SHARE)
+            wait_for(lambda: cluster.live_jobs() <= most_left, seconds=60, what="the first jobs")
         with run.phase("fault") as fault:
             down.touch()
             opened_at, crowds = _until_it_pauses(cluster)
