@@ -166,7 +166,7 @@ def test_a_restart_of_many_failed_jobs_keeps_live_work_quick(
         operation = operations.find_operation(tx, world.user, id_)
     broker.close()
     assert operation is not None
-    world.check()
+    live.check()
     promise(
         "F31",
         promise="Thousands of failed jobs are restarted without keeping live work waiting.",

@@ -65,6 +65,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def _heed_signals() -> None:
+    """In the background of a script these are ignored, and that is inherited."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 Launch = Callable[..., Tree]
 
 
@@ -86,7 +92,14 @@ def launch(database_url: str, tmp_path: Path) -> Iterator[Launch]:
             **more,
         }
         command = [sys.executable, "-m", *arguments]
-        trees.append(Tree(subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_heed_signals,  # noqa: PLW1509  it takes no lock that a thread may hold
+        )
+        trees.append(Tree(process))
         return trees[-1]
 
     yield start
