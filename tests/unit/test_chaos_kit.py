@@ -190,7 +190,7 @@ def test_waiting_ends_with_the_condition_or_says_what_did_not_happen():
 def test_growth_is_told_of_processes_that_were_looked_at_long_enough():
     seen = Growth()
     seen.samples["worker worker", 1] = [Sample(50 + n * 0.5, 20, 9) for n in range(12)]
-    seen.samples["api api", 2] = [Sample(60, 20 + n // 5, 9 + n // 5) for n in range(60)]
+    seen.samples["api api", 2] = [Sample(60, 20 + n // 2, 9 + n // 2) for n in range(60)]
     seen.samples["api api", 3] = [Sample(60 * (n + 1), 20, 9) for n in range(3)]
     filled = [Sample(60, 10 + min(n, 9), 9) for n in range(60)]  # a pool, on its first use
     seen.samples["monitor", 4] = filled
@@ -198,8 +198,8 @@ def test_growth_is_told_of_processes_that_were_looked_at_long_enough():
     assert seen.memory() == {"api api": 0.0, "monitor": 0.0, "worker worker": 0.089}
     assert seen.missed() == [
         "memory of worker worker grew by 8.9%",
-        "files of api api 2 grew from 25 to 31",
-        "threads of api api 2 grew from 14 to 20",
+        "files of api api 2 grew from 34 to 49",
+        "threads of api api 2 grew from 23 to 38",
         "database connections grew from 12 to 18",
     ]
     assert growth.ends([1, 1, 2, 2, 3, 3, 9, 9]) == (1, 9)

@@ -18,9 +18,10 @@ _LEAST = 8
 """Samples of a process from which on a growth can be told."""
 _LONG = 60
 """Samples from which on it can be told whether files, threads or connections grow."""
-_SLACK = 5
-"""Files and threads that come and go with what is being done at the moment: a model apart opens
-four."""
+_SLACK = 10
+"""Files and threads that come and go with what is being done at the moment: a worker's pool may
+fill late, and a model apart opens four files."""
+_CONNECTIONS_SLACK = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Growth:
                 if last > first + _SLACK:
                     said.append(f"{name} of {what} {pid} grew from {first:g} to {last:g}")
         first, last = peaks(self.connections)
-        if last > first + _SLACK:
+        if last > first + _CONNECTIONS_SLACK:
             said.append(f"database connections grew from {first:g} to {last:g}")
         return said
 

@@ -2,8 +2,9 @@
 
 Interactive jobs come before bulk ones, except at every fifth claim of a post-processor in a
 process, which asks for bulk first. So a steady stream of interactive jobs leaves bulk a fifth of
-the claims, and bulk of any size leaves interactive jobs four fifths. Suspects have a turn of their
-own in each five, and whenever nothing else is due.
+the claims, and bulk of any size leaves interactive jobs four fifths. Suspects have
+every second turn, and each that nobody else needs: they have waited for a lease already, and run
+one batch at a time in a process, whatever it has of slots.
 """
 
 INTERACTIVE, BULK = 0, 1
@@ -20,4 +21,4 @@ def first_priority(number: int) -> int:
 
 def is_for_suspects(number: int) -> bool:
     """Whether waiting suspects come first at the claim of this number."""
-    return number % ROUND == 1
+    return number % 2 == 1
