@@ -73,6 +73,16 @@ def test_at_most_one_hint_of_a_post_processor_is_queued(broker, client):
     assert client.llen(QUEUE_KEY) == 2
 
 
+def test_who_dies_with_a_hint_in_hand_holds_up_no_other_hint(broker, client):
+    hint(broker, A)
+    hint(broker, B)
+    assert len(RedisLink(client, client).take(1, block_s=0)) == 1  # and is killed in that moment
+    hint(broker, A)
+    hint(broker, B)
+    assert client.llen(QUEUE_KEY) == 2, "A is asked for again, B still waits"
+    assert client.hlen(f"{QUEUE_KEY}.msgs") == 2
+
+
 def test_hints_of_different_post_processors_do_not_swallow_each_other(broker, client):
     hint(broker, A)
     hint(broker, B)

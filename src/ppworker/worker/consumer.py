@@ -32,7 +32,7 @@ _REST_S = 0.05
 class HintConsumer(dramatiq.Consumer):
     """The consumer of one process; dramatiq's consumer thread asks it for the next message.
 
-    A hint is acknowledged when it is taken, so the end of a slice never touches redis.
+    A hint that is taken is gone from redis, so the end of a slice never touches it.
     """
 
     def __init__(self, broker: "HintBroker", *, capacity: int, cooldown_s: float) -> None:
@@ -136,18 +136,15 @@ class HintConsumer(dramatiq.Consumer):
                 link.ping()  # polling does not wait out a blocking call to find it still hangs
             bodies = link.take(limit, block_s=block_s)
             hints = [hint for body in bodies if (hint := self._accept(body)) is not None]
-            while self._astray:
-                link.enqueue(COMMANDS_QUEUE, self._astray[0])
-                self._astray.popleft()
             for hint in hints:
                 if hint == REFRESH:
                     self._broker.want_refresh()
                 else:
                     self._taken.append(hint)
-            if bodies:
-                link.settle(hints)
+            while self._astray:
+                link.enqueue(COMMANDS_QUEUE, self._astray[0])
+                self._astray.popleft()
         except (RedisError, OSError) as error:
-            # A mark that could not be cleared expires; polling looks until then.
             self._taking.failed(error)
         else:
             self._taking.succeeded()

@@ -1,6 +1,6 @@
 """The hints' way through redis: offer one, take some. Every method may raise ``RedisError``.
 
-Taking goes through dramatiq's own RedisBroker, so that its producers and ours share one queue.
+The queue is laid out as dramatiq's own, so that its producers and ours share it.
 """
 
 from typing import Any, Self
@@ -21,21 +21,33 @@ BLOCK_S = 0.5
 
 _QUEUE_KEY = f"{NAMESPACE}:{QUEUE}"
 
-# Mark and message in one round trip and one step: a crash between them would leave a mark without
-# a hint, and every later hint would be swallowed until the mark expires. The two writes are the
-# layout that dramatiq's dispatch script documents (hash of bodies, list of ids).
+# Mark and message in one round trip and one step. The mark names its message and holds only while
+# that waits: whoever takes the message ends the mark by it, even if it dies in that moment. (A mark
+# that had to be cleared outlived a killed worker for its whole time, and swallowed every hint.)
+# The two writes are the layout that dramatiq's dispatch script documents (hash of bodies, list of
+# ids).
 _OFFER = """
-if not redis.call('set', KEYS[1], '1', 'NX', 'EX', ARGV[3]) then return 0 end
+local queued = redis.call('get', KEYS[1])
+if queued and redis.call('hexists', KEYS[3], queued) == 1 then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'EX', ARGV[3])
 redis.call('hset', KEYS[3], ARGV[1], ARGV[2])
 redis.call('rpush', KEYS[2], ARGV[1])
 return 1
 """
 
-# What dramatiq's script does for one message, for all that were fetched, and the marks: one round
-# trip instead of one for each. Nothing is lost by it: whoever dies before has not begun either.
-_SETTLE = """
-for _, id in ipairs(redis.call('smembers', KEYS[1])) do redis.call('hdel', KEYS[2], id) end
-redis.call('del', KEYS[1], unpack(KEYS, 3))
+# Taken is gone: acknowledging afterwards would bind the end of a slice to redis, and a hint is not
+# worth redelivery.
+_TAKE = """
+local ids = {}
+for i = 1, tonumber(ARGV[1]) do
+  local id = redis.call('lpop', KEYS[1])
+  if not id then break end
+  ids[i] = id
+end
+if #ids == 0 then return {} end
+local bodies = redis.call('hmget', KEYS[2], unpack(ids))
+redis.call('hdel', KEYS[2], unpack(ids))
+return bodies
 """
 
 
@@ -47,10 +59,9 @@ class RedisLink:
         self._client = client
         self._blocking = blocking
         self._offer_script = client.register_script(_OFFER)
-        self._settle_script = client.register_script(_SETTLE)
-        # Not a broker that anybody sends to: only its fetch, with its bookkeeping.
+        self._take_script = client.register_script(_TAKE)
+        # Not a broker that anybody sends to: only its way of queueing.
         self._stock = RedisBroker(client=client, namespace=NAMESPACE, middleware=[])  # type: ignore[no-untyped-call]
-        self._taken_key = f"{NAMESPACE}:__acks__.{self._stock.broker_id}.{QUEUE}"
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -76,25 +87,18 @@ class RedisLink:
         )
 
     def take(self, limit: int, *, block_s: float) -> list[bytes | None]:
-        """Wait up to ``block_s`` seconds for messages, then fetch at most ``limit`` of them.
+        """Wait up to ``block_s`` seconds for messages, then take at most ``limit`` of them; from
+        then on a hint of the same kind is queued again.
 
         None stands for a message whose body is gone. Several workers wake for one message, and
         all but one fetch nothing; the list is empty then, so they wait again.
         """
         if block_s > 0 and not wait_for(self._blocking, _QUEUE_KEY, block_s):
             return []
-        fetched: list[bytes | None] = self._stock.do_fetch(QUEUE, limit)
-        return fetched
-
-    def settle(self, hints: list[Hint]) -> None:
-        """Acknowledge everything taken so far and clear the marks of ``hints``.
-
-        Called before a hint is followed: acknowledging afterwards would bind the end of a slice
-        to redis, and a hint is not worth redelivery. What a stranger queued without an id, or an
-        earlier failure left behind, goes with it.
-        """
-        marks = [hint.mark for hint in hints]
-        self._settle_script(keys=[self._taken_key, f"{_QUEUE_KEY}.msgs", *marks])
+        taken: list[bytes | None] = self._take_script(
+            keys=[_QUEUE_KEY, f"{_QUEUE_KEY}.msgs"], args=[limit]
+        )
+        return taken
 
     def enqueue(self, queue: str, body: bytes) -> None:
         """Put a message as it is at the end of a queue."""
